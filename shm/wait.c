@@ -1,0 +1,94 @@
+#include "wait.h"
+
+#include <errno.h>
+#include <time.h>
+
+#include "repair.h"
+
+bool uf_owns_cell(const struct uf_table *table, const struct uf_flight *flight, uint64_t owner)
+{
+    const struct uf_cell *cell = uf_cell(table, uf_group_of(flight->slot), flight->cell);
+    return UF_LOAD(cell->owner) == owner && UF_LOAD(cell->generation) == flight->generation &&
+           UF_LOAD(cell->slot) == flight->slot % UF_GROUP_SLOTS &&
+           UF_LOAD(uf_slot(table, flight->slot)->generation) == flight->generation;
+}
+
+enum uf_status uf_poll(struct uf_table *table, const struct uf_flight *flight, uint64_t owner,
+                       uint64_t now_ns)
+{
+    const struct uf_slot *slot = uf_slot(table, flight->slot);
+    if (uf_is_damaged(table) || !uf_owns_cell(table, flight, owner))
+        return UF_DAMAGED;
+    switch (UF_LOAD(slot->state)) {
+    case UF_STATE_DONE:
+        return UF_DONE;
+    case UF_STATE_ORPHANED:
+        return UF_LEADERLESS;
+    case UF_STATE_RUNNING:
+        return uf_is_leaderless(table, slot, now_ns, NULL) ? UF_LEADERLESS : UF_PENDING;
+    default: /* FREE, with a waiter: never written */
+        return uf_damage(table);
+    }
+}
+
+/* When to look again, if nobody posts. Read without the lock: a stale `first` makes one
+ * sleep too long or too short, and whoever becomes first is posted. */
+static uint64_t next_look(const struct uf_table *table, const struct uf_flight *flight,
+                          uint64_t now_ns)
+{
+    const struct uf_slot *slot = uf_slot(table, flight->slot);
+    uint64_t step = UF_WATCH_OTHERS_NS, lease_end = UF_LOAD(slot->lease_end_ns);
+    if (UF_LOAD(slot->first) == flight->cell + 1) {
+        uint64_t started = UF_LOAD(slot->started_ns);
+        step = now_ns > started ? (now_ns - started) / 100 : 0;
+        step = step < UF_WATCH_MIN_NS ? UF_WATCH_MIN_NS : step;
+        step = step > UF_WATCH_MAX_NS ? UF_WATCH_MAX_NS : step;
+        if (lease_end > now_ns && lease_end - now_ns < step)
+            step = lease_end - now_ns;
+    }
+    return now_ns + step;
+}
+
+enum uf_status uf_wait(struct uf_table *table, const struct uf_flight *flight, uint64_t owner,
+                       uint64_t deadline_ns)
+{
+    sem_t *semaphore = &uf_cell(table, uf_group_of(flight->slot), flight->cell)->semaphore;
+    for (;;) {
+        uint64_t now_ns = uf_now_ns();
+        enum uf_status status = uf_poll(table, flight, owner, now_ns);
+        if (status != UF_PENDING)
+            return status;
+        if (now_ns >= deadline_ns)
+            return UF_TIMED_OUT;
+        uint64_t until_ns = next_look(table, flight, now_ns);
+        if (until_ns > deadline_ns)
+            until_ns = deadline_ns;
+        struct timespec until = {.tv_sec = (time_t)(until_ns / UINT64_C(1000000000)),
+                                 .tv_nsec = (long)(until_ns % UINT64_C(1000000000))};
+        if (sem_clockwait(semaphore, CLOCK_MONOTONIC, &until) != 0 && errno == EINTR)
+            return UF_INTERRUPTED;
+    }
+}
+
+enum uf_status uf_view(struct uf_table *table, const struct uf_flight *flight, struct uf_view *view)
+{
+    const struct uf_slot *slot = uf_slot(table, flight->slot);
+    const struct uf_local *local = &table->local[flight->slot];
+    uint32_t kind = UF_LOAD(slot->payload);
+    *view = (struct uf_view){
+        .bytes = UF_LOAD(slot->payload_bytes), .sum = UF_LOAD(slot->payload_sum),
+        .epoch = UF_LOAD(slot->epoch), .followers = UF_LOAD(slot->followers),
+        .takeovers = UF_LOAD(slot->takeovers), .deaths = UF_LOAD(slot->deaths),
+        .leader_pid = UF_LOAD(slot->leader_pid)};
+    if (kind == UF_PAYLOAD_NONE || kind >= UF_PAYLOAD_KINDS)
+        return uf_damage(table);
+    view->kind = (enum uf_payload)kind;
+    if (view->bytes > (uf_is_inline(kind) ? table->inline_bytes : table->result_bytes))
+        return uf_damage(table);
+    if (uf_is_inline(kind))
+        view->data = uf_payload(table, flight->slot);
+    /* `pending` counts this follower until it leaves, so the object stays. */
+    if (local->value && local->epoch == view->epoch)
+        view->value = local->value;
+    return UF_OK;
+}
