@@ -382,17 +382,23 @@ HANDLE_GETTER(takeovers, self->flight.takeovers, PyLong_FromUnsignedLong)
 HANDLE_GETTER(leader_pid, self->flight.leader_pid, PyLong_FromUnsignedLong)
 HANDLE_GETTER(followers, self->followers, PyLong_FromUnsignedLong)
 HANDLE_GETTER(active, is_mine(self), PyBool_FromLong)
+HANDLE_GETTER(inode, self->table->mapping->inode, PyLong_FromUnsignedLongLong)
+HANDLE_GETTER(inline_bytes, core(self)->inline_bytes, PyLong_FromUnsignedLong)
+HANDLE_GETTER(result_bytes, core(self)->result_bytes, PyLong_FromUnsignedLongLong)
 
 #define HANDLE_GETSET(name, doc)                                                          \
     {#name, (getter)handle_##name, NULL, PyDoc_STR(doc), NULL}
 
 static PyGetSetDef handle_getset[] = {
     HANDLE_GETSET(slot, "Index of the flight's slot in the table."),
-    HANDLE_GETSET(epoch, "Number of the leadership; with the slot it names an extra segment."),
+    HANDLE_GETSET(epoch, "Number of the leadership in its slot."),
     HANDLE_GETSET(generation, "Number of the flight in its slot."),
     HANDLE_GETSET(takeovers, "Takeovers of the flight when this handle was made."),
     HANDLE_GETSET(leader_pid, "Process of the leader when this handle was made."),
     HANDLE_GETSET(followers, "Lead: who was waiting when the flight ended."),
+    HANDLE_GETSET(inode, "Inode of the segment, which may have been replaced since."),
+    HANDLE_GETSET(inline_bytes, "Largest payload that fits into the slot."),
+    HANDLE_GETSET(result_bytes, "Largest payload that may be published at all."),
     HANDLE_GETSET(active, "Whether this handle still has something to give back."),
     {NULL, NULL, NULL, NULL, NULL}};
 

@@ -1,0 +1,428 @@
+"""What every kind of Merger does with a flight, whatever it sleeps on.
+
+A call goes through these steps, and a kind of Merger adds only how it runs the function and how
+it sleeps until the flight has news:
+
+    _begin(key) ----> Lead     run the function, then _complete() or _fail()
+    _enter(...) ----> Follow   sleep, then _advance(): Lead | Outcome | Solo | None (sleep again)
+                ----> Solo     run the function alone
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from .codec import Codec, MsgpackCodec, check_codec
+from .core import Follow, Lead, shm
+from .errors import (
+    FlightTimeout,
+    LeaderDied,
+    ResultNotShareable,
+    TableUnavailable,
+    show,
+    type_name,
+)
+from .failure import decode_failure, encode_failure
+from .limits import Limits
+from .options import UNSET, Options, Unset
+from .outcome import Outcome, Role
+from .results import Extra, read_extra, write_extra
+from .scopes import PerHost, Scope
+from .segment import Segment, check_name
+from .stats import FlightInfo, Stats, read_flights, read_stats
+
+if TYPE_CHECKING:  # takes longer to import than all of this package
+    from concurrent.futures import Executor
+
+__all__ = ["BaseMerger", "Solo"]
+
+Self = TypeVar("Self", bound="BaseMerger")
+
+_ADVICE = {
+    "table_full": "more keys are in flight than the table holds: raise Limits.flights",
+    "too_many_waiters": "more callers wait than the table holds: raise Limits.waiters",
+    "too_many_threads": "more threads use the table than it holds: raise Limits.threads",
+    "lock_timeout": "a process that holds a lock of the table is stopped: continue or kill it",
+    "damaged": "the table's memory holds what this library never writes; it is being replaced",
+}
+
+
+class Solo(NamedTuple):
+    """Why a call runs its function alone; one of ``Stats.solo``."""
+
+    reason: str
+
+
+class _Waiting:
+    """One follower's call: what it waits for, and since when."""
+
+    __slots__ = ("deadline_ns", "follow", "key", "options", "started_ns")
+
+    def __init__(self, key: object, follow: Follow, options: Options) -> None:
+        self.key = key
+        self.follow = follow
+        self.options = options
+        self.started_ns = time.monotonic_ns()
+        timeout_ns = options.timeout_ns
+        self.deadline_ns = None if timeout_ns is None else self.started_ns + timeout_ns
+
+    def waited(self) -> float:
+        """Return the seconds since the call began to wait."""
+        return (time.monotonic_ns() - self.started_ns) / 1e9
+
+
+class _ClosedSegment:
+    """Stands where the segment was; any use of it says so."""
+
+    segment = name = ""
+
+    @property
+    def table(self) -> Any:
+        raise RuntimeError("this Merger is closed: make a new one with the same name")
+
+    def care(self) -> bool:
+        return False
+
+
+class BaseMerger:
+    """The table, the options and the steps of a call. Use ``Merger`` or ``AsyncMerger``."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        scope: Scope | None = None,
+        codec: Codec | None = None,
+        timeout: float | None = None,
+        on_timeout: str = "raise",
+        lease: float | None = None,
+        max_takeovers: int = 3,
+        strict: bool = False,
+        limits: Limits | None = None,
+    ) -> None:
+        self._name = check_name(name)
+        self._scope = PerHost() if scope is None else scope
+        if not isinstance(self._scope, Scope):
+            raise TypeError(f"scope must have a partition() method: {show(scope)} has none")
+        self._options = Options(timeout, on_timeout, lease, max_takeovers, strict)
+        self._limits = Limits() if limits is None else limits
+        if not isinstance(self._limits, Limits):
+            raise TypeError(f"limits must be Limits(...), not {type(limits).__name__}")
+        self._codec: Codec = MsgpackCodec() if codec is None else codec
+        check_codec(self._codec)
+        self._segment: Segment | _ClosedSegment = Segment.open(name, self._scope, self._limits)
+
+    _executor: tuple[int, Executor] | None = None  # of Merger.submit, and its process
+
+    # ---- for users ----------------------------------------------------------------------
+
+    @classmethod
+    def per_host(cls: type[Self], name: str, **options: Any) -> Self:
+        """Return a Merger whose table is shared by all processes of the host: the default."""
+        return cls(name, scope=PerHost(), **options)
+
+    def with_options(
+        self: Self,
+        *,
+        timeout: float | Unset | None = UNSET,
+        on_timeout: str | Unset = UNSET,
+        lease: float | Unset | None = UNSET,
+        strict: bool | Unset = UNSET,
+    ) -> Self:
+        """Return a view over the same table whose calls use other options.
+
+        What is not given stays as it is here. Views are cheap; each is closed by itself.
+
+        Raises:
+            ValueError, TypeError: an option is out of range or of the wrong type.
+        """
+        changes = {"timeout": timeout, "on_timeout": on_timeout, "lease": lease, "strict": strict}
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__, _executor=None)
+        view._options = self._options.updated(changes)
+        return view
+
+    def forget(self, key: object) -> bool:
+        """Let the next call of ``key`` start a fresh flight; those who joined keep theirs.
+
+        Returns whether there was a flight. Also False if the table could not be asked (its
+        lock is held by a stopped process): the next call runs alone then, and is fresh as well.
+
+        Raises:
+            TypeError: ``key`` cannot be a key.
+            RuntimeError: this Merger is closed.
+        """
+        return self._segment.table.forget(key) is True
+
+    def flights(self) -> list[FlightInfo]:
+        """List the flights of the whole table, the oldest first; those of the dead are swept.
+
+        A picture of a moving thing: each entry was true at some moment during the call.
+        """
+        table = self._segment.table
+        table.reap()
+        return read_flights(table)
+
+    def stats(self) -> Stats:
+        """Return the counters of the whole table since its creation."""
+        return read_stats(self._segment.table)
+
+    def close(self) -> None:
+        """Let go of the table; it stays for others, and calls under way finish. Idempotent.
+
+        Any other use afterwards raises RuntimeError.
+        """
+        self._segment = _ClosedSegment()
+
+    @property
+    def name(self) -> str:
+        """The table's name."""
+        return self._name
+
+    @property
+    def scope(self) -> Scope:
+        """Who coalesces with whom."""
+        return self._scope
+
+    def __repr__(self) -> str:
+        closed = ", closed" if isinstance(self._segment, _ClosedSegment) else ""
+        return f"{type(self).__name__}({self._name!r}, scope={self._scope!r}{closed})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        options = self._options
+        arguments = {
+            "scope": self._scope,
+            "codec": self._codec,
+            "timeout": options.timeout,
+            "on_timeout": options.on_timeout,
+            "lease": options.lease,
+            "max_takeovers": options.max_takeovers,
+            "strict": options.strict,
+            "limits": self._limits,
+        }
+        return _reopen, (type(self), self._name, arguments)
+
+    # ---- steps of a call ----------------------------------------------------------------
+
+    def _begin(self, key: object) -> Lead | Follow | int | None:
+        """Ask the table once: mostly a Lead or a Follow, else a case for ``_enter``."""
+        options = self._options
+        return self._segment.table.begin(key, options.lease_ns, options.max_takeovers)
+
+    def _enter(self, key: object, step: Lead | Follow | int | None) -> Lead | Follow | Solo:
+        """Make of the answer of ``_begin`` what the call is to do: lead, follow or run alone.
+
+        Raises:
+            TypeError: ``key`` cannot be a key.
+            RuntimeError: the calling thread leads this very flight, or the Merger is closed.
+            TableUnavailable: with ``strict``, instead of running alone.
+        """
+        if step is None or step == shm.DAMAGED:
+            # Care is asked for ten times a second at most, so the next answer is a real one;
+            # unless the table is damaged, and cannot be replaced at the moment.
+            self._segment.care()
+            step = self._begin(key)
+            if step == shm.DAMAGED and self._segment.care():
+                step = self._begin(key)
+        if isinstance(step, (Lead, Follow)):
+            return step
+        if step == shm.SELF_JOIN:
+            raise RuntimeError(
+                f"this thread already leads the flight of key {show(key)} in table "
+                f"{self._name!r}: waiting for it here would never end. Call the function "
+                "directly, or use another key"
+            )
+        return self._solo(_reason(step))
+
+    def _solo(self, reason: str) -> Solo:
+        """Count a call that runs alone, or refuse it if the caller is strict."""
+        if self._options.strict and reason in _ADVICE:
+            raise TableUnavailable(reason, _ADVICE[reason], self._name)
+        self._segment.table.count_solo(shm.SOLO_REASONS.index(reason))
+        return Solo(reason)
+
+    def _complete(self, lead: Lead, value: object) -> None:
+        """End a flight with its leader's value; encode it only if another process waits.
+
+        Raises:
+            ResultNotShareable: with ``strict``, if the value cannot be shared exactly.
+        """
+        strict = self._options.strict
+        if not strict and lead.finish(value):
+            return
+        try:
+            payload = memoryview(self._encode(value)).cast("B")
+        except ResultNotShareable as error:
+            lead.publish(shm.PAYLOAD_UNSHAREABLE, self._encode_failure(error), value)
+            if strict:
+                raise
+            _warn_once(self._name, error)
+            return
+        self._publish(lead, value, payload)
+
+    def _encode(self, value: object) -> bytes | bytearray | memoryview:
+        try:
+            return self._codec.encode(value)
+        except ResultNotShareable:
+            raise
+        except Exception as error:  # of the user's codec, or of a registered function
+            raise ResultNotShareable(
+                type_name(type(value)),
+                "$",
+                f"the codec failed: {type(error).__name__}: {show(error, 200)}",
+            ) from error
+
+    def _encode_failure(self, error: BaseException) -> bytes:
+        return encode_failure(error, self._codec, os.getpid())
+
+    def _publish(self, lead: Lead, value: object, payload: memoryview) -> None:
+        if len(payload) <= lead.inline_bytes:
+            lead.publish(shm.PAYLOAD_VALUE, payload, value)
+            return
+        try:
+            if len(payload) > lead.result_bytes:
+                raise OSError(f"the table's limit, result_bytes, is {lead.result_bytes:,}")
+            self._publish_extra(lead, value, payload)
+        except OSError as error:
+            too_large = ResultNotShareable(
+                type_name(type(value)),
+                "$",
+                f"its {len(payload):,} encoded bytes cannot be shared: {error}",
+            )
+            lead.publish(shm.PAYLOAD_TOO_LARGE, self._encode_failure(too_large), value)
+            if self._options.strict:
+                raise too_large from error
+            _warn_once(self._name, too_large)
+
+    def _publish_extra(self, lead: Lead, value: object, payload: memoryview) -> None:
+        extra = Extra(self._segment.segment, lead.inode, lead.slot, lead.epoch)
+        wanted = False
+        try:
+            size_and_sum = write_extra(extra, payload)
+            wanted = lead.publish(shm.PAYLOAD_EXTRA, size_and_sum, value) and lead.followers > 0
+        finally:
+            if not wanted:  # fenced, everybody left meanwhile, or an exception on the way
+                extra.remove()
+
+    def _fail(self, lead: Lead, error: BaseException) -> None:
+        """End a flight whose function raised: an Exception is everybody's, the rest nobody's."""
+        if not isinstance(error, Exception):
+            lead.abandon()  # cancelled, interrupted, exiting: a follower leads
+        elif not lead.fail():
+            lead.publish(shm.PAYLOAD_ERROR, self._encode_failure(error), None)
+
+    def _wait_for(self, key: object, follow: Follow) -> _Waiting:
+        return _Waiting(key, follow, self._options)
+
+    def _advance(self, waiting: _Waiting, status: int) -> Lead | Solo | Outcome[Any] | None:
+        """Act on what a sleeper woke up to; None: nothing yet, sleep again.
+
+        Raises:
+            Exception: the leader's, or what stands for it.
+            FlightTimeout, LeaderDied, ResultNotShareable, TableUnavailable: see ``Merger``.
+        """
+        follow, options = waiting.follow, waiting.options
+        if status == shm.LEADERLESS:
+            step = follow.takeover(options.lease_ns, options.max_takeovers)
+            if isinstance(step, Lead):
+                return step
+            status = step
+        if status == shm.PENDING:
+            return None
+        if status == shm.DONE:
+            return self._receive(waiting)
+        follow.leave(status == shm.TIMED_OUT)
+        if status == shm.TIMED_OUT:
+            if options.on_timeout == "raise":
+                raise FlightTimeout(waiting.key, options.timeout or 0.0, waiting.waited())
+            return self._solo("timeout")
+        return self._solo(_reason(status))
+
+    def _receive(self, waiting: _Waiting) -> Outcome[Any] | Solo:
+        """Take what the leader left, leave the flight, then decode."""
+        follow = waiting.follow
+        kind, payload, local, followers, takeovers, leader_pid, epoch = follow.take()
+        extra = Extra(self._segment.segment, follow.inode, follow.slot, epoch)
+        if kind == shm.PAYLOAD_DIED:
+            follow.leave()
+            raise LeaderDied(waiting.key, takeovers, leader_pid)
+        if kind == shm.PAYLOAD_NONE or (kind == shm.PAYLOAD_LOCAL and local is None):
+            follow.leave()
+            return self._solo("damaged")
+        try:
+            if kind == shm.PAYLOAD_ERROR:
+                raise _Failed(decode_failure(payload, self._codec))  # type: ignore[arg-type]
+            if local is not None:
+                value = local[0]
+            elif kind == shm.PAYLOAD_VALUE:
+                value = self._codec.decode(memoryview(payload))  # type: ignore[arg-type]
+            elif kind == shm.PAYLOAD_EXTRA:
+                value = read_extra(extra, payload, self._codec.decode)  # type: ignore[arg-type]
+            else:
+                return self._not_shareable(kind, payload)
+        except _Failed as failed:
+            raise failed.error  # noqa: B904  # its cause is set: LeaderPanicked
+        except Exception as error:
+            return self._not_decodable(error, leader_pid)
+        finally:
+            if follow.leave():
+                extra.remove()
+        return Outcome(value, Role.FOLLOWER, followers, waiting.waited(), takeovers, leader_pid)
+
+    def _not_shareable(self, kind: int, payload: Any) -> Solo:
+        if self._options.strict:
+            raise _Failed(decode_failure(payload, self._codec))
+        return self._solo("too_large" if kind == shm.PAYLOAD_TOO_LARGE else "not_shareable")
+
+    def _not_decodable(self, error: Exception, leader_pid: int) -> Solo:
+        problem = ResultNotShareable(
+            "result",
+            "$",
+            f"published by pid {leader_pid}, not decodable in pid {os.getpid()}: {error}",
+        )
+        if self._options.strict:
+            raise problem from error
+        _warn_once(self._name, problem)
+        return self._solo("not_decodable")
+
+
+class _Failed(Exception):
+    """Carries an exception that is meant for the caller past the handler of decoding errors."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+def _reason(status: int | None) -> str:
+    """Name the reason for which the core sends a caller away."""
+    reasons = {
+        shm.NO_SLOT: "table_full",
+        shm.NO_CELL: "too_many_waiters",
+        shm.NO_THREAD: "too_many_threads",
+        shm.LOCK_TIMEOUT: "lock_timeout",
+    }
+    return reasons.get(status, "damaged") if status is not None else "damaged"
+
+
+_warned: set[tuple[str, str, str]] = set()
+
+
+def _warn_once(table: str, problem: ResultNotShareable) -> None:
+    """Say once per table, type and path that followers run the function themselves."""
+    about = (table, problem.type_name, problem.path)
+    if about in _warned or len(_warned) >= 1000:
+        return
+    _warned.add(about)
+    warnings.warn(
+        f"table {table!r}: followers run the function themselves. {problem}",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def _reopen(cls: Callable[..., Self], name: str, arguments: dict[str, Any]) -> Self:
+    return cls(name, **arguments)

@@ -1,0 +1,189 @@
+"""The synchronous Merger, for threads and processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from .base import BaseMerger, Solo
+from .coalesce import Coalesced, KeyMaker, wrap
+from .core import Follow, Lead
+from .outcome import Outcome, Role
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
+    from types import TracebackType
+
+__all__ = ["Merger"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Merger(BaseMerger):
+    """Runs overlapping calls of one key once, across all processes that open the same name.
+
+    The first caller of a key leads: its function runs. Callers that come before it is finished
+    follow: they sleep and receive its value (in the leader's process the very object, elsewhere
+    an equal copy with the same types) or its exception. If the leader's thread or process dies,
+    a follower leads. Nothing is remembered after the last one has its value.
+
+    A Merger may be shared by threads, pickled (it reopens by name) and used in forked children.
+
+    Args:
+        name: of the table, ``[A-Za-z0-9._-]{1,64}``. Processes of one user that give the same
+            name share a table.
+        scope: who coalesces with whom.
+        codec: turns results into bytes and back; ``MsgpackCodec()`` by default.
+        timeout: seconds a follower waits; None: as long as it takes; 0: not at all.
+        on_timeout: ``"raise"`` FlightTimeout, or ``"run"`` the function alone.
+        lease: seconds after which a leader that lives but does not finish is replaced; its late
+            result goes to its own caller only. None: never.
+        max_takeovers: how many dead leaders of one flight are replaced before LeaderDied.
+        strict: raise where a call would otherwise run alone because of the table or of a result
+            that cannot be shared, in the leader too: for tests.
+        limits: capacity of the table, if this process creates it.
+
+    Raises:
+        ValueError, TypeError: an argument is out of range or of the wrong type.
+        TableUnavailable, TableMismatch, TableCorrupt, OSError: the table cannot be opened; the
+            text says why and what to do.
+    """
+
+    def execute(self, key: object, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return ``func(*args, **kwargs)``, run here or by a call of ``key`` that is under way.
+
+        The value's execution ends after this call began. Whether the arguments are the same in
+        all calls of a key is not checked.
+
+        Raises:
+            Exception: what the function raised, here or in the leader (then of the same class
+                with ``__cause__`` LeaderPanicked, or LeaderPanicked itself).
+            FlightTimeout: no result within ``timeout``; the flight goes on without this caller.
+            LeaderDied: ``max_takeovers`` was used up.
+            TypeError: ``key`` cannot be a key; the text says which types can.
+            RuntimeError: this thread already leads the same flight, or the Merger is closed.
+            ResultNotShareable, TableUnavailable: only with ``strict``.
+        """
+        # The way of almost every call, spelled out: it is to cost no more than it must.
+        options = self._options
+        step = self._segment.table.begin(key, options.lease_ns, options.max_takeovers)
+        if step.__class__ is Lead:
+            return self._lead(step, func, args, kwargs)
+        return self._resume(key, self._enter(key, step), func, args, kwargs).value
+
+    def flight(
+        self, key: object, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Outcome[T]:
+        """Do as ``execute``, and tell how the value was come by. Raises what it raises."""
+        return self._resume(key, self._enter(key, self._begin(key)), func, args, kwargs)
+
+    def submit(
+        self,
+        key: object,
+        func: Callable[..., T],
+        /,
+        *args: Any,
+        executor: Executor | None = None,
+        **kwargs: Any,
+    ) -> Future[T]:
+        """Run ``execute`` in a thread and return its Future; raises what the executor raises.
+
+        Without ``executor`` a small thread pool of this Merger is used, made at the first call.
+        A keyword argument named ``executor`` cannot be passed to ``func``.
+        """
+        if executor is None:
+            executor = self._own_executor()
+        return executor.submit(self.execute, key, func, *args, **kwargs)
+
+    def coalesce(
+        self, key: str | Callable[..., object] | None = None
+    ) -> Callable[[Callable[P, T]], Coalesced[P, T]]:
+        """Decorate a function so that each call of it is an ``execute``.
+
+        Args:
+            key: a format string over the bound arguments (``"sku:{sku}"``), a callable that
+                gets the call's arguments and returns the key, or None: the function's module
+                and name and its bound arguments, defaults included.
+
+        The wrapper keeps the function's signature and has ``.merger`` and ``.uncoalesced``.
+
+        Raises:
+            ValueError: the format string names what is no argument of the function.
+            TypeError: ``key`` or the decorated object is of the wrong type.
+        """
+
+        def decorate(func: Callable[P, T]) -> Coalesced[P, T]:
+            make_key = KeyMaker(func, key).make
+
+            def call(*args: P.args, **kwargs: P.kwargs) -> T:
+                return self.execute(make_key(*args, **kwargs), func, *args, **kwargs)
+
+            return wrap(func, call, self)
+
+        return decorate
+
+    def close(self) -> None:
+        """Let go of the table and of the thread pool; calls under way finish. Idempotent."""
+        executor, self._executor = self._executor, None
+        if executor and executor[0] == os.getpid():
+            executor[1].shutdown(wait=False)
+        super().close()
+
+    def __enter__(self) -> Merger:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _own_executor(self) -> Executor:
+        """Return this process's pool: a forked child has the object, but not the threads."""
+        pid, executor = self._executor or (0, None)
+        if executor is None or pid != os.getpid():
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._segment.table  # noqa: B018  # a closed Merger says so here
+            executor = ThreadPoolExecutor(thread_name_prefix=f"uniflight-{self._name}")
+            self._executor = (os.getpid(), executor)
+        return executor
+
+    def _lead(
+        self, lead: Lead, func: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> T:
+        try:
+            value = func(*args, **kwargs)
+        except BaseException as error:
+            self._fail(lead, error)
+            raise
+        self._complete(lead, value)
+        return value
+
+    def _resume(
+        self,
+        key: object,
+        step: Lead | Follow | Solo,
+        func: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Outcome[T]:
+        """Carry a call on from whatever its last step was, to its outcome."""
+        waited = 0.0
+        if isinstance(step, Follow):
+            waiting = self._wait_for(key, step)
+            result = None
+            while result is None:
+                result = self._advance(waiting, step.wait(waiting.deadline_ns))
+            if isinstance(result, Outcome):
+                return result
+            step, waited = result, waiting.waited()
+        pid = os.getpid()
+        if isinstance(step, Solo):
+            return Outcome(func(*args, **kwargs), Role.SOLO, 0, waited, 0, pid)
+        value = self._lead(step, func, args, kwargs)
+        return Outcome(value, Role.LEADER, step.followers, waited, step.takeovers, pid)

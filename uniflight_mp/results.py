@@ -1,0 +1,112 @@
+"""Results that do not fit into the table: one extra segment each.
+
+The leader makes it before it publishes; the last follower out removes it. Its name tells which
+leadership it belongs to (no other will ever have the same slot and epoch in the same table), so
+what a crash leaves behind can be told from what is still in use.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from .core import Table, shm
+from .segment import SHM_DIR, unlink
+
+__all__ = ["Extra", "extra_segments", "read_extra", "reap_results", "write_extra"]
+
+T = TypeVar("T")
+
+
+class Extra(NamedTuple):
+    """Names the extra segment of one leadership.
+
+    ``inode`` is that of the table's segment: it may have been replaced under the same name.
+    """
+
+    segment: str
+    inode: int
+    slot: int
+    epoch: int
+
+    @property
+    def name(self) -> str:
+        """The extra segment's own name."""
+        return f"{self.segment}~r{self.inode:x}.{self.slot}.{self.epoch}"
+
+    def remove(self) -> None:
+        """Remove it, if it is still there; who has it mapped keeps it."""
+        unlink(self.name)
+
+
+def write_extra(extra: Extra, payload: memoryview) -> tuple[int, int]:
+    """Put a payload into an extra segment; return its size in bytes and its checksum.
+
+    Raises:
+        OSError: there is no room, or no descriptor; nothing is left behind.
+    """
+    import posix_ipc
+
+    try:
+        fd: int = posix_ipc.SharedMemory("/" + extra.name, posix_ipc.O_CREX, mode=0o600).fd
+    except posix_ipc.Error as error:
+        raise OSError(f"the result's segment cannot be made: {error}") from error
+    try:
+        # write, not mmap: a full tmpfs is an error here, and would be a SIGBUS there.
+        done = 0
+        while done < len(payload):
+            done += os.write(fd, payload[done:])
+        return len(payload), shm.checksum(payload)
+    except BaseException:
+        extra.remove()
+        raise
+    finally:
+        os.close(fd)
+
+
+def read_extra(extra: Extra, expected: tuple[int, int], decode: Callable[[memoryview], T]) -> T:
+    """Decode the payload in an extra segment, in place.
+
+    Raises:
+        ValueError: it is not the payload that was published, or ``decode`` says so.
+        OSError: it cannot be opened or mapped.
+    """
+    import posix_ipc
+
+    size, checksum = expected
+    try:
+        fd: int = posix_ipc.SharedMemory("/" + extra.name).fd
+    except posix_ipc.Error as error:
+        raise OSError(f"the result's segment cannot be opened: {error}") from error
+    try:
+        if os.fstat(fd).st_size != size:
+            raise ValueError("the result's segment has another size than was published")
+        mapped = mmap.mmap(fd, size, prot=mmap.PROT_READ)
+    finally:
+        os.close(fd)
+    # Not closed by hand: a codec may have kept a view, and the mapping goes with the last one.
+    payload = memoryview(mapped)
+    if shm.checksum(payload) != checksum:
+        raise ValueError("the result's segment fails its checksum")
+    return decode(payload)
+
+
+def extra_segments(segment: str) -> list[str]:
+    """List the extra segments of a table, in use or not."""
+    prefix = f"{segment}~r"
+    return [name for name in os.listdir(SHM_DIR) if name.startswith(prefix)]
+
+
+def reap_results(table: Table, segment: str) -> int:
+    """Remove the extra segments that no flight of the table owns any more; return how many.
+
+    Those of a table that was replaced go as well: followers that still want one run alone.
+    """
+    extras = extra_segments(segment)
+    if not extras:
+        return 0
+    inode = table.identity[1]
+    used = {Extra(segment, inode, row[11], row[13]).name for row in table.flights()}
+    return sum(unlink(name) for name in extras if name not in used)

@@ -1,0 +1,90 @@
+"""A table, seen from outside: its flights and its counters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from .core import Table, shm
+from .keys import decode_key
+
+__all__ = ["FlightInfo", "Stats", "read_flights", "read_stats"]
+
+
+@dataclass(frozen=True)
+class FlightInfo:
+    """One flight, as it was when it was looked at.
+
+    ``key``: the key; a description in words if it was longer than the table keeps, or an enum.
+    ``state``: ``"running"``, ``"orphaned"`` (its leader gave up, a follower is about to lead) or
+    ``"done"`` (followers are still fetching the result).
+    ``leader_pid``, ``leader_thread``: process and kernel thread id of the leader.
+    ``age``: seconds since the flight began, takeovers included.
+    ``result_bytes``: size of the encoded result, 0 before there is one.
+    """
+
+    key: object
+    state: str
+    leader_pid: int
+    leader_thread: int
+    age: float
+    followers: int
+    takeovers: int
+    result_bytes: int
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counters of a whole table, all its processes, since its creation.
+
+    ``leaders``: leaderships begun, takeovers included. ``followers``: calls that received a
+    leader's value or exception. ``solo``: calls that ran alone, by reason. ``failures``: flights
+    that ended with an exception. ``timeouts``: callers that gave up waiting. ``fenced``: results
+    of leaders that had been superseded. ``published_bytes``: encoded results, in bytes.
+
+    Counters are read one by one without stopping the table, so they need not add up while
+    calls are under way.
+    """
+
+    leaders: int
+    followers: int
+    solo: Mapping[str, int]
+    takeovers: int
+    failures: int
+    timeouts: int
+    fenced: int
+    published_bytes: int
+
+
+def read_flights(table: Table) -> list[FlightInfo]:
+    """List the flights in a table, the oldest first. Takes no lock."""
+    flights = [
+        FlightInfo(
+            key=decode_key(row[0]),
+            state=row[1],
+            leader_pid=row[2],
+            leader_thread=row[3],
+            age=row[5],
+            followers=row[6],
+            takeovers=row[7],
+            result_bytes=row[8],
+        )
+        for row in table.flights()
+    ]
+    return sorted(flights, key=lambda flight: -flight.age)
+
+
+def read_stats(table: Table) -> Stats:
+    """Add up the counters of a table. Takes no lock."""
+    leaders, followers, takeovers, failures, timeouts, fenced, published, solo = table.totals()
+    return Stats(
+        leaders=leaders,
+        followers=followers,
+        solo=MappingProxyType(dict(zip(shm.SOLO_REASONS, solo, strict=True))),
+        takeovers=takeovers,
+        failures=failures,
+        timeouts=timeouts,
+        fenced=fenced,
+        published_bytes=published,
+    )
