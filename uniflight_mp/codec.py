@@ -48,18 +48,17 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from decimal import Context, Decimal, InvalidOperation
 from enum import Enum
 from itertools import chain, islice
 from operator import is_not
-from types import MemberDescriptorType
 from typing import Any, Protocol, TypeVar
 
-from uniflight_mp import keys
-from uniflight_mp.errors import Refused, ResultNotShareable, show, type_name
-from uniflight_mp.keys import ExtType, Leaf
+from . import keys
+from .classes import EXCEPTION, OTHER, Registered, describe, identity
+from .errors import Refused, ResultNotShareable, show, type_name
+from .keys import ExtType, Leaf
 
 _SCALARS = frozenset({str, bytes, int, float, bool, type(None)})
 _SIZED = frozenset({str, bytes})
@@ -75,7 +74,7 @@ _LEAVES: Mapping[type, Leaf] = {
     bytearray: Leaf(24, bytes, bytearray),
 }
 _READ_LEAF = {leaf.code: leaf.read for leaf in _LEAVES.values()}
-_MAP, _DATACLASS, _ENUM, _OTHER, _EXCEPTION = range(4, 9)
+_MAP = 4
 _MARKS = {code: ExtType(code, b"") for code in range(1, 9)}
 _CONTAINERS: Mapping[type, Any] = {
     list: None,
@@ -86,7 +85,6 @@ _CONTAINERS: Mapping[type, Any] = {
 }
 _NATIVE: frozenset[object] = _SCALARS | _LEAVES.keys() | _CONTAINERS.keys()
 _DEPTH_LIMIT = 256  # two Python frames a level, of the 1,000 there are; msgpack allows 1,024
-_HEAP_TYPE = 1 << 9  # the flag of classes made by a class statement
 
 T = TypeVar("T")
 
@@ -128,126 +126,6 @@ class RawCodec:
     def decode(self, payload: memoryview) -> bytes:
         """Return a copy of the payload."""
         return bytes(payload)
-
-
-# Registered classes. take gives what follows the name of the class on the wire, as pairs of
-# a step (for paths) and a value; make undoes it. Neither calls __init__.
-
-
-def identity(cls: type) -> str:
-    """Return the name that stands for a class on the wire."""
-    return f"{cls.__module__}:{cls.__qualname__}"
-
-
-_Parts = list[tuple[str, object]]
-
-
-class _Class:
-    """A registered class: its instances become what ``encode`` makes of them."""
-
-    code = _OTHER
-
-    def __init__(self, cls: type, encode: Any = None, decode: Any = None) -> None:
-        self.cls = cls
-        self.encode = encode
-        self.decode = decode
-
-    def take(self, value: Any) -> _Parts:
-        return [(".encode()", self.encode(value))]
-
-    def make(self, parts: list[Any]) -> object:
-        (state,) = parts
-        value = self.decode(state)
-        if type(value) is not self.cls:
-            raise ValueError(f"decode of {identity(self.cls)} returned {type_name(type(value))}")
-        return value
-
-
-class _EnumClass(_Class):
-    code = _ENUM
-    cls: type[Enum]
-
-    def take(self, member: Any) -> _Parts:
-        named = member._name_ in self.cls.__members__
-        return [("", member._name_ if named else member._value_)]
-
-    def make(self, parts: list[Any]) -> object:
-        (name,) = parts
-        return self.cls.__members__[name] if type(name) is str else self.cls(name)
-
-
-class _PlainClass(_Class):
-    """A class whose instances are their attributes (exceptions: and args), nothing else."""
-
-    def __init__(self, cls: type) -> None:
-        super().__init__(cls)
-        members = [
-            m for base in cls.__mro__ if base.__flags__ & _HEAP_TYPE for m in vars(base).values()
-        ]
-        self.slots = [m for m in members if type(m) is MemberDescriptorType]
-        # What a base written in C keeps besides (the items of a dict, the errno of an OSError)
-        # no attribute tells; but it takes room in every instance.
-        root = BaseException if issubclass(cls, BaseException) else object
-        pointers = len(self.slots) + (cls.__weakrefoffset__ > 0)
-        pointers += cls.__dictoffset__ > 0 and root is object
-        self.opaque = cls.__basicsize__ > root.__basicsize__ + 8 * pointers
-
-    def attributes(self, value: object) -> dict[str, object]:
-        found: dict[str, object] = {}
-        if self.cls.__dictoffset__:
-            found.update(object.__getattribute__(value, "__dict__"))
-        for slot in self.slots:
-            with suppress(AttributeError):  # it is not set
-                found[slot.__name__] = slot.__get__(value)
-        return found
-
-
-class _Dataclass(_PlainClass):
-    code = _DATACLASS
-
-    def __init__(self, cls: type) -> None:
-        super().__init__(cls)
-        if self.opaque:
-            raise ValueError(f"{type_name(cls)} extends a type written in C: give both functions")
-        self.names = [field.name for field in dataclasses.fields(cls)]
-
-    def take(self, value: object) -> _Parts:
-        found = self.attributes(value)
-        if found.keys() != set(self.names):
-            name = min(found.keys() ^ set(self.names))
-            state = "is no field" if name in found else "is not set"
-            raise Refused(self.cls, f"its attribute {name!r} {state}")
-        return [("", " ".join(self.names)), *((f".{name}", found[name]) for name in self.names)]
-
-    def make(self, parts: list[Any]) -> object:
-        names, *values = parts
-        if names != " ".join(self.names):  # such as in a rolling deploy
-            raise ValueError(f"{identity(self.cls)} has other fields here")
-        return _restore(object.__new__(self.cls), zip(self.names, values, strict=True))
-
-
-class _ExceptionClass(_PlainClass):
-    code = _EXCEPTION
-
-    def take(self, error: BaseException) -> _Parts:
-        if self.opaque:
-            raise Refused(self.cls, "it keeps more than args and attributes: register functions")
-        if error.__cause__ is not None or error.__context__ is not None:
-            raise Refused(self.cls, "its __cause__ and __context__ would be lost")
-        return [(".args", error.args), (".__dict__", self.attributes(error))]
-
-    def make(self, parts: list[Any]) -> object:
-        args, attributes = parts
-        builtin: Any = next(b for b in self.cls.__mro__ if not b.__flags__ & _HEAP_TYPE)
-        error = builtin.__new__(self.cls)
-        error.args = args
-        return _restore(error, attributes.items())
-
-
-def _restore(value: object, attributes: Iterable[tuple[str, object]]) -> object:
-    for name, attribute in attributes:
-        object.__setattr__(value, name, attribute)
-    return value
 
 
 class _Encoding:
@@ -303,7 +181,7 @@ class _Encoding:
             return [_MARKS[_MAP], *chain.from_iterable(zip(names, new, strict=True))]
         return value if new is old else dict(zip(value, new, strict=True))
 
-    def instance(self, known: _Class, value: object, depth: int) -> object:
+    def instance(self, known: Registered, value: object, depth: int) -> object:
         try:
             steps, parts = zip(*known.take(value), strict=True)
         except Refused:
@@ -365,7 +243,7 @@ def _hint(kind: type) -> str:
 class _Decoding:
     """One call of decode: the hooks that msgpack calls, inner elements first."""
 
-    def __init__(self, classes: Mapping[tuple[int, str], _Class]) -> None:
+    def __init__(self, classes: Mapping[tuple[int, str], Registered]) -> None:
         self.classes = classes
         self.marks = 0  # seen and not yet found at the start of an array
 
@@ -400,22 +278,6 @@ _BUILD: Mapping[int, Callable[[list[Any]], object]] = {
 }
 
 
-def _describe(cls: type, encode: object, decode: object) -> _Class:
-    if (encode is None) != (decode is None):
-        raise TypeError(f"{type_name(cls)} needs both functions, encode and decode, or neither")
-    if encode is not None:
-        if not (callable(encode) and callable(decode)):
-            raise TypeError("encode and decode must be callable")
-        return _Class(cls, encode, decode)
-    if issubclass(cls, Enum):
-        return _EnumClass(cls)
-    if issubclass(cls, BaseException):
-        return _ExceptionClass(cls)
-    if dataclasses.is_dataclass(cls):
-        return _Dataclass(cls)
-    raise TypeError(f"{type_name(cls)} is no dataclass, enum or exception: give encode and decode")
-
-
 class MsgpackCodec:
     """The default codec: exact round trips of plain data and of registered classes.
 
@@ -437,8 +299,8 @@ class MsgpackCodec:
         self.max_bytes = max_bytes
         self.max_depth = max_depth
         self.max_length = max_length
-        self.classes: dict[type, _Class] = {}
-        self.names: dict[tuple[int, str], _Class] = {}
+        self.classes: dict[type, Registered] = {}
+        self.names: dict[tuple[int, str], Registered] = {}
 
     def register(
         self,
@@ -465,7 +327,7 @@ class MsgpackCodec:
             raise TypeError(f"register takes a class, not {show(cls)}")
         if cls in _NATIVE:
             raise ValueError(f"{type_name(cls)} needs no registration")
-        known = _describe(cls, encode, decode)
+        known = describe(cls, encode, decode)
         for other in self.classes.values():
             if other.cls is not cls and identity(other.cls) == identity(cls):
                 raise ValueError(f"another class {identity(cls)} is registered: rename one")
@@ -475,7 +337,7 @@ class MsgpackCodec:
 
     def exception_class(self, name: str) -> type[Exception] | None:
         """Return the exception registered as ``name`` (see ``identity``), or None."""
-        known = self.names.get((_EXCEPTION, name)) or self.names.get((_OTHER, name))
+        known = self.names.get((EXCEPTION, name)) or self.names.get((OTHER, name))
         return known.cls if known and issubclass(known.cls, Exception) else None
 
     def encode(self, value: object) -> bytes:

@@ -14,8 +14,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from uniflight_mp.codec import Codec, MsgpackCodec, identity
-from uniflight_mp.errors import LeaderPanicked, clip
+from .classes import identity
+from .codec import Codec, MsgpackCodec
+from .errors import LeaderPanicked, clip
 
 FAILURE_BYTES = 3072
 """No encoded failure is longer."""

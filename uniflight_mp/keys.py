@@ -25,7 +25,7 @@ from zoneinfo import ZoneInfo
 
 import msgpack  # type: ignore[import-untyped]
 
-from uniflight_mp.errors import Refused
+from .errors import Refused
 
 KEY_BYTES = 128
 """The longest encoded key that the table stores in full."""
