@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from .base import BaseMerger, Landed, Solo
 from .core import Lead
-from .desk import RETRY, Desk, LocalFlight, Ticket
+from .desk import RETRY, Desk, LocalFlight, Ticket, Timer
 from .errors import type_name
 from .outcome import Outcome, Role
 
@@ -53,17 +53,29 @@ async def resume(
 ) -> Outcome[T]:
     """Carry a call on from whatever its last step was, to its outcome."""
     started_ns, waited = time.monotonic_ns(), 0.0
+    timer = _set_timer(merger, desk, step)
     while not isinstance(step, (Lead, Solo)):
-        result = await _sleep(merger, desk, flight, step, started_ns)
+        try:
+            result = await step
+        except BaseException:
+            desk.leave(flight, step)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
         waited = (time.monotonic_ns() - started_ns) / 1e9
-        if result is RETRY:
-            flight, step = desk.enter(merger, key)
-        elif isinstance(result, Landed):
+        if result.__class__ is Landed:
             step = merger._deliver(result, key, waited)
             if isinstance(step, Outcome):
                 return step
+        elif result is RETRY:
+            flight, step = desk.enter(merger, key)
+            timer = _set_timer(merger, desk, step, waited)
+        elif result is None:
+            desk.leave(flight, step, True)
+            step = merger._timed_out(key, waited)
         else:
-            step = merger._timed_out(key, waited) if result is None else result
+            step = result
     pid = os.getpid()
     if isinstance(step, Solo):
         value = await _awaitable(func(*args, **kwargs), func)
@@ -72,25 +84,13 @@ async def resume(
     return Outcome(value, Role.LEADER, step.followers, waited, step.takeovers, pid)
 
 
-async def _sleep(
-    merger: BaseMerger, desk: Desk, flight: LocalFlight, ticket: Any, started_ns: int
-) -> Any:
-    """Wait for a ticket's result; None when this caller has waited long enough."""
-    timeout_ns, timer = merger._options.timeout_ns, None
-    if timeout_ns is not None:
-        rest = timeout_ns - (time.monotonic_ns() - started_ns)
-        timer = desk.reactor.call_later(max(rest, 0) / 1e9, lambda: _expire(ticket))
-    try:
-        result = await ticket
-    except BaseException:
-        desk.leave(flight, ticket)
-        raise
-    finally:
-        if timer is not None:
-            timer.cancel()
-    if result is None:
-        desk.leave(flight, ticket, True)
-    return result
+def _set_timer(merger: BaseMerger, desk: Desk, ticket: Any, waited: float = 0.0) -> Timer | None:
+    """Have the ticket answer None when its holder has waited long enough."""
+    timeout_ns = merger._options.timeout_ns
+    if timeout_ns is None or isinstance(ticket, (Lead, Solo)):
+        return None
+    rest = max(timeout_ns / 1e9 - waited, 0.0)
+    return desk.reactor.call_later(rest, lambda: _expire(ticket))
 
 
 def _expire(ticket: Ticket) -> None:

@@ -21,7 +21,7 @@ import socket
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from .base import BaseMerger, Landed, Solo
 from .core import Follow, Lead, shm
@@ -69,13 +69,6 @@ class Reactor(Protocol):
     def caller(self) -> object: ...
 
 
-class _Waiting(NamedTuple):
-    """A local follower: whom to ask how to lead, and who it is."""
-
-    merger: BaseMerger
-    caller: object
-
-
 class LocalFlight:
     """One flight, as far as one loop is concerned: led from here, or waited for from here."""
 
@@ -87,7 +80,8 @@ class LocalFlight:
         self.lead: Lead | None = None
         self.follow: Follow | None = None
         self.caller: object = None  # the task that leads
-        self.tickets: dict[Ticket, _Waiting] = {}  # in order of arrival
+        # In order of arrival: by whose options to lead, and who is to lead.
+        self.tickets: dict[Ticket, tuple[BaseMerger, object]] = {}
 
     def is_joinable(self) -> bool:
         """Whether the shared flight still takes callers; else a newcomer would get a result
@@ -193,7 +187,7 @@ class Desk:
 
     def _join(self, flight: LocalFlight, merger: BaseMerger, caller: object) -> Ticket:
         ticket = self.reactor.ticket()
-        flight.tickets[ticket] = _Waiting(merger, caller)
+        flight.tickets[ticket] = (merger, caller)
         # A leader of this very loop tells its followers itself, unless it is overdue.
         if flight not in self._waited and (flight.follow is not None or flight.due_ns is not None):
             self._waited[flight] = None
@@ -224,9 +218,9 @@ class Desk:
         flight.lead = lead
         while flight.tickets:
             ticket = next(iter(flight.tickets))
-            waiting = flight.tickets.pop(ticket)
+            _, caller = flight.tickets.pop(ticket)
             if not ticket.done():
-                flight.caller = waiting.caller
+                flight.caller = caller
                 ticket.set_result(lead)
                 if flight.due_ns is None or not flight.tickets:
                     self._unwatch(flight)
@@ -254,7 +248,7 @@ class Desk:
         follow = flight.follow
         if follow is None or not flight.tickets:
             return
-        merger = next(iter(flight.tickets.values())).merger
+        merger, _ = next(iter(flight.tickets.values()))
         step = merger._advance(follow, follow.poll())
         if isinstance(step, Lead):
             flight.follow = None

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from .base import BaseMerger, Solo
@@ -24,6 +25,14 @@ T = TypeVar("T")
 
 _GEVENT: Final = "gevent.monkey"
 _modules: Final = sys.modules
+
+
+def _refusal(func: object, coroutine: Any) -> TypeError:
+    coroutine.close()  # or Python would warn that it was never awaited
+    return TypeError(
+        f"Merger runs plain functions, and {func!r} returned a coroutine. Use AsyncMerger: "
+        "await merger.execute(key, func)"
+    )
 
 
 def _is_patched() -> bool:
@@ -176,6 +185,9 @@ class Merger(BaseMerger):
         except BaseException as error:
             self._fail(lead, error)
             raise
+        if value.__class__ is CoroutineType:
+            lead.abandon()
+            raise _refusal(func, value)
         self._complete(lead, value)
         return value
 
@@ -187,7 +199,10 @@ class Merger(BaseMerger):
         from .green import desk_of
 
         async def run(*args: Any, **kwargs: Any) -> T:
-            return func(*args, **kwargs)
+            value = func(*args, **kwargs)
+            if value.__class__ is CoroutineType:
+                raise _refusal(func, value)
+            return value
 
         desk = desk_of(self._segment)
         flight, step = desk.enter(self, key)
