@@ -98,15 +98,19 @@ static uint32_t count_waiters(const struct uf_table *table, uint32_t group, uint
 static bool read_slot(const struct uf_table *table, uint32_t slot, struct uf_snapshot *out)
 {
     const struct uf_slot *s = uf_slot(table, slot);
+    *out = (struct uf_snapshot){.generation = UF_LOAD(s->generation)};
+    out->epoch = UF_LOAD(s->epoch); /* before what is checked against them below */
     const struct uf_thread *thread = uf_thread_of(table, UF_LOAD(s->leader));
-    *out = (struct uf_snapshot){
-        .generation = UF_LOAD(s->generation), .epoch = UF_LOAD(s->epoch),
-        .started_ns = UF_LOAD(s->started_ns), .leader_pid = UF_LOAD(s->leader_pid),
-        .takeovers = UF_LOAD(s->takeovers), .key_bytes = UF_LOAD(s->key_bytes),
-        .payload_bytes = UF_LOAD(s->payload_bytes),
-        .leader_tid = thread ? UF_LOAD(thread->tid) : 0,
-        .leader_start_time = thread ? UF_LOAD(thread->start_time) : 0,
-        .followers = count_waiters(table, uf_group_of(slot), UF_LOAD(s->first))};
+    if (thread) {
+        out->leader_tid = UF_LOAD(thread->tid);
+        out->leader_start_time = UF_LOAD(thread->start_time);
+    }
+    out->started_ns = UF_LOAD(s->started_ns);
+    out->leader_pid = UF_LOAD(s->leader_pid);
+    out->takeovers = UF_LOAD(s->takeovers);
+    out->key_bytes = UF_LOAD(s->key_bytes);
+    out->payload_bytes = UF_LOAD(s->payload_bytes);
+    out->followers = count_waiters(table, uf_group_of(slot), UF_LOAD(s->first));
     uint32_t state = UF_LOAD(s->state);
     out->state = state <= UF_STATE_DONE ? (enum uf_state)state : UF_STATE_FREE;
     out->attached = UF_LOAD(uf_group(table, uf_group_of(slot))->attached) & uf_bit_of(slot);
@@ -133,6 +137,12 @@ bool uf_snapshot(const struct uf_table *table, uint32_t slot, bool probe_life,
             return snapshot->state != UF_STATE_FREE;
         }
     return false;
+}
+
+bool uf_is_current(const struct uf_table *table, uint32_t slot, uint64_t epoch)
+{
+    return slot < uf_slot_count(table) && UF_LOAD(uf_slot(table, slot)->epoch) == epoch &&
+           UF_LOAD(uf_slot(table, slot)->state) != UF_STATE_FREE;
 }
 
 void uf_usage(const struct uf_table *table, struct uf_usage *usage)

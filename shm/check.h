@@ -28,6 +28,10 @@ struct uf_snapshot {
 bool uf_snapshot(const struct uf_table *table, uint32_t slot, bool probe_life,
                  struct uf_snapshot *snapshot);
 
+/* Whether the leadership is one that may still need what it named: its flight is not over.
+ * Without the lock: nobody who asks about a leadership that goes on is ever told no. */
+bool uf_is_current(const struct uf_table *table, uint32_t slot, uint64_t epoch);
+
 /* Thread records, cells and slots in use, dead owners included. Without the lock. */
 struct uf_usage {
     uint32_t threads, cells, slots;

@@ -176,6 +176,10 @@ static enum uf_status join_locked(struct uf_table *table, const struct uf_caller
         return status;
     if (uf_sweep_locked(table, uf_group_of(slot), wakes) != UF_OK)
         return UF_DAMAGED;
+    /* The leader may have died or resigned since it was looked at: then the sweep has freed
+     * the slot, and the caller starts a fresh flight. */
+    if (UF_LOAD(uf_slot(table, slot)->state) == UF_STATE_FREE)
+        return UF_PENDING;
     return uf_join_locked(table, slot, caller->owner, caller->doorbell, cell);
 }
 
@@ -341,6 +345,7 @@ static enum uf_status finish_locked(struct uf_table *table, const struct uf_flig
     struct uf_slot *s = uf_slot(table, flight->slot);
     struct uf_group *group = uf_group(table, uf_group_of(flight->slot));
     struct audience audience;
+    uint32_t first = UF_LOAD(s->first);
     if (!is_present_locked(s, flight)) {
         UF_ADD(group->fenced, 1);
         return UF_FENCED;
@@ -350,8 +355,11 @@ static enum uf_status finish_locked(struct uf_table *table, const struct uf_flig
         return UF_DAMAGED;
     bool encoded = result->data != NULL || result->kind == UF_PAYLOAD_EXTRA;
     bool wanted = audience.foreign > 0 || (audience.local > 0 && result->kind == UF_PAYLOAD_ERROR);
-    if (wanted && !encoded)
+    if (wanted && !encoded) {
+        if (UF_LOAD(s->first) != first) /* it has to watch this leader in place of a dead one */
+            uf_wake_first_locked(table, wakes, s);
         return UF_NEEDS_PAYLOAD;
+    }
     UF_ADD(group->failures, result->kind == UF_PAYLOAD_ERROR ? 1 : 0);
     if (audience.local + audience.foreign == 0) {
         UF_STORE(s->state, UF_STATE_FREE); /* COMMIT */
@@ -495,7 +503,8 @@ enum uf_status uf_leave(struct uf_table *table, const struct uf_flight *flight, 
         return status;
     if (status != UF_OK) {
         /* Counts as dead from here on; whoever sweeps next frees the cell. */
-        UF_STORE(uf_cell(table, group, flight->cell)->resigned, 1);
+        if (uf_owns_cell(table, flight, owner))
+            UF_STORE(uf_cell(table, group, flight->cell)->resigned, 1);
         return status;
     }
     UF_CRASH_POINT(LEAVE_LOCKED);
@@ -557,6 +566,8 @@ enum uf_status uf_takeover(struct uf_table *table, const struct uf_caller *calle
 enum uf_status uf_forget(struct uf_table *table, const struct uf_key *key,
                          enum uf_patience patience, bool *found)
 {
+    if (key->bytes > UF_KEY_BYTES)
+        return UF_DAMAGED;
     uint64_t hash = uf_siphash(table->hash_key, key->data, key->bytes);
     uint32_t group = group_of_hash(table, hash), slot;
     enum uf_status status = uf_group_lock(table, group, patience);

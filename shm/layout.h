@@ -44,7 +44,7 @@
  *   never be taken for its successor's.
  * - Every word is atomic and stored with release order: a process can be killed
  *   between any two stores, and those who come next must find them in program order.
- *   The store that makes an operation true is marked COMMIT in table.c.
+ *   The store that makes an operation true is marked COMMIT in flight.c and waiters.c.
  * - Only offsets and indices, never pointers.  Indices are stored plus one; 0 is none.
  *   What is read from the segment is checked against the local geometry before use.
  */

@@ -118,6 +118,17 @@ void uf_thread_release(struct uf_table *table, uint64_t owner)
     pthread_mutex_unlock(&thread->life);
 }
 
+void uf_threads_reap(struct uf_table *table)
+{
+    for (uint32_t i = 0; i < table->threads; i++) {
+        struct uf_thread *thread = &table->thread[i];
+        if (UF_LOAD(thread->pid) == 0 || !take_life(thread))
+            continue;
+        UF_STORE(thread->pid, 0);
+        pthread_mutex_unlock(&thread->life);
+    }
+}
+
 struct uf_thread *uf_thread_of(const struct uf_table *table, uint64_t owner)
 {
     uint64_t record = owner & ((UINT64_C(1) << UF_OWNER_BITS) - 1);

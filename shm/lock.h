@@ -23,6 +23,10 @@ void uf_group_unlock(struct uf_table *table, uint32_t group);
 enum uf_status uf_thread_claim(struct uf_table *table, uint64_t *owner);
 void uf_thread_release(struct uf_table *table, uint64_t owner);
 
+/* Clears the names of those who ended without releasing their record, for readers that can
+ * only look. Touches no record that is held. */
+void uf_threads_reap(struct uf_table *table);
+
 /* False only on proof: the thread that `owner` names has ended or has released its
  * record.  May be asked by any thread, with or without a group lock. */
 bool uf_is_alive(const struct uf_table *table, uint64_t owner);

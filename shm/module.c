@@ -585,6 +585,7 @@ static PyObject *table_reap(Table *self, PyObject *Py_UNUSED(unused))
     Py_BEGIN_ALLOW_THREADS
     for (uint32_t group = 0; group < self->mapping->table.groups; group++)
         complete &= uf_reap(&self->mapping->table, group, UF_WAIT) == UF_OK;
+    uf_threads_reap(&self->mapping->table);
     Py_END_ALLOW_THREADS
     return PyBool_FromLong(complete);
 }
@@ -718,6 +719,16 @@ static PyObject *table_count_solo(Table *self, PyObject *reason)
     Py_RETURN_NONE;
 }
 
+/* is_current(slot, epoch) -> bool: whether that leadership may still need its extra segment. */
+static PyObject *table_is_current(Table *self, PyObject *args)
+{
+    unsigned int slot;
+    unsigned long long epoch;
+    if (!PyArg_ParseTuple(args, "IK", &slot, &epoch))
+        return NULL;
+    return PyBool_FromLong(uf_is_current(&self->mapping->table, slot, epoch));
+}
+
 /* take_leaked() -> bool: whether extra segments may lie about; says so to one caller only. */
 static PyObject *table_take_leaked(Table *self, PyObject *Py_UNUSED(unused))
 {
@@ -757,6 +768,8 @@ static PyMethodDef table_methods[] = {
     {"usage", (PyCFunction)table_usage, METH_NOARGS, PyDoc_STR("(slots, cells, threads) in use.")},
     {"geometry", (PyCFunction)table_geometry, METH_NOARGS, PyDoc_STR("Limits and sizes.")},
     {"count_solo", (PyCFunction)table_count_solo, METH_O, PyDoc_STR("Count a call that ran alone.")},
+    {"is_current", (PyCFunction)table_is_current, METH_VARARGS,
+     PyDoc_STR("Whether a leadership may still need its extra segment.")},
     {"take_leaked", (PyCFunction)table_take_leaked, METH_NOARGS,
      PyDoc_STR("Whether extra segments may have been left behind.")},
     {"damage", (PyCFunction)table_damage, METH_NOARGS, PyDoc_STR("Give the table up as damaged.")},

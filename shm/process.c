@@ -20,7 +20,7 @@ static _Thread_local struct seat *seats;
 static pthread_key_t seats_key; /* only for its destructor */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static pthread_mutex_t mappings_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct uf_mapping *mappings; /* under mappings_lock, as are seats and open in them */
+static struct uf_mapping *mappings; /* under mappings_lock, as are seats and opens in them */
 static _Atomic uint32_t fork_count;
 
 uint32_t uf_fork_count(void)
@@ -31,7 +31,7 @@ uint32_t uf_fork_count(void)
 /* Under mappings_lock. */
 static void unmap_if_unused(struct uf_mapping *mapping)
 {
-    if (mapping->open || mapping->seats > 0)
+    if (mapping->opens > 0 || mapping->seats > 0)
         return;
     struct uf_mapping **link = &mappings;
     while (*link != mapping)
@@ -49,7 +49,7 @@ static void leave_seats(const struct uf_mapping *only, bool closed)
     struct seat **link = &seats;
     while (*link) {
         struct seat *seat = *link;
-        if ((only && seat->mapping != only) || (closed && seat->mapping->open)) {
+        if ((only && seat->mapping != only) || (closed && seat->mapping->opens > 0)) {
             link = &seat->next;
             continue;
         }
@@ -101,13 +101,20 @@ static void set_up(void)
     pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 }
 
-enum uf_attach uf_mapping_open(int fd, bool read_only, struct uf_mapping **opened)
+/* Under mappings_lock. */
+static struct uf_mapping *find_mapping(const struct stat *status, bool read_only)
 {
-    struct stat status;
-    pthread_once(&once, set_up);
-    if (fstat(fd, &status) != 0 || status.st_size <= 0)
-        return UF_NOT_A_TABLE;
-    size_t bytes = (size_t)status.st_size;
+    struct uf_mapping *m = mappings;
+    while (m && (m->device != status->st_dev || m->inode != status->st_ino ||
+                 m->read_only != read_only))
+        m = m->next;
+    return m;
+}
+
+static enum uf_attach map(int fd, const struct stat *status, bool read_only,
+                          struct uf_mapping **mapped)
+{
+    size_t bytes = (size_t)status->st_size;
     int access = read_only ? PROT_READ : PROT_READ | PROT_WRITE;
     void *base = mmap(NULL, bytes, access, MAP_SHARED, fd, 0);
     if (base == MAP_FAILED)
@@ -119,24 +126,41 @@ enum uf_attach uf_mapping_open(int fd, bool read_only, struct uf_mapping **opene
         munmap(base, bytes);
         return result;
     }
-    mapping->device = status.st_dev;
-    mapping->inode = status.st_ino;
-    mapping->open = true;
-    pthread_mutex_lock(&mappings_lock);
+    mapping->device = status->st_dev;
+    mapping->inode = status->st_ino;
+    mapping->read_only = read_only;
     mapping->next = mappings;
     mappings = mapping;
-    pthread_mutex_unlock(&mappings_lock);
-    *opened = mapping;
+    *mapped = mapping;
     return UF_ATTACHED;
+}
+
+enum uf_attach uf_mapping_open(int fd, bool read_only, struct uf_mapping **opened)
+{
+    struct stat status;
+    enum uf_attach result = UF_ATTACHED;
+    pthread_once(&once, set_up);
+    if (fstat(fd, &status) != 0 || status.st_size <= 0)
+        return UF_NOT_A_TABLE;
+    pthread_mutex_lock(&mappings_lock);
+    *opened = find_mapping(&status, read_only);
+    if (!*opened)
+        result = map(fd, &status, read_only, opened);
+    if (result == UF_ATTACHED)
+        (*opened)->opens++;
+    pthread_mutex_unlock(&mappings_lock);
+    return result;
 }
 
 void uf_mapping_close(struct uf_mapping *mapping)
 {
     pthread_mutex_lock(&mappings_lock);
     mapping->seats++; /* keeps it until the end of this function */
-    mapping->open = false;
+    mapping->opens--;
+    bool last = mapping->opens == 0;
     pthread_mutex_unlock(&mappings_lock);
-    leave_seats(mapping, false);
+    if (last)
+        leave_seats(mapping, false);
     pthread_mutex_lock(&mappings_lock);
     mapping->seats--;
     unmap_if_unused(mapping);

@@ -13,7 +13,8 @@ struct uf_mapping {
     ino_t inode;
     uint64_t next_look_ns; /* when to compare them again; coarse clock */
     uint32_t seats;        /* threads of this process that hold a record */
-    bool open;             /* somebody still wants to use it */
+    uint32_t opens;        /* Tables that want to use it */
+    bool read_only;
     struct uf_mapping *next;
 };
 
@@ -21,7 +22,9 @@ struct uf_mapping {
  * count was the parent's: it must not be finished or left here. */
 uint32_t uf_fork_count(void);
 
-/* Maps the segment behind `fd` (which may be closed afterwards) and attaches to it. */
+/* Maps the segment behind `fd` (which may be closed afterwards) and attaches to it. A segment
+ * is mapped once for writing, however often it is opened: followers receive the very object
+ * from the mapping their leader published in. */
 enum uf_attach uf_mapping_open(int fd, bool read_only, struct uf_mapping **mapping);
 
 /* Releases the calling thread's record and unmaps as soon as no other thread of the

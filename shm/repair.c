@@ -29,7 +29,7 @@ static enum uf_status sweep_slot_locked(struct uf_table *table, uint32_t slot,
                                         struct uf_wakes *wakes, uint64_t now_ns)
 {
     struct uf_slot *s = uf_slot(table, slot);
-    uint32_t state = UF_LOAD(s->state);
+    uint32_t state = UF_LOAD(s->state), first = UF_LOAD(s->first);
     if (state == UF_STATE_FREE)
         return UF_OK;
     if (state > UF_STATE_DONE || uf_drop_dead_locked(table, slot, UF_WHOLE_LIST) != UF_OK)
@@ -42,7 +42,9 @@ static enum uf_status sweep_slot_locked(struct uf_table *table, uint32_t slot,
              * waits: it may yet finish it in peace. */
             UF_STORE(table->header->leaked, 1); /* it may have died while publishing */
             uf_free_slot_locked(table, slot);
-        } else if (waited_for && uf_is_leaderless(table, s, now_ns, NULL)) {
+        } else if (waited_for && (UF_LOAD(s->first) != first ||
+                                  uf_is_leaderless(table, s, now_ns, NULL))) {
+            /* To take over, or to start watching the leader in place of a dead one. */
             uf_wake_first_locked(table, wakes, s);
         }
     } else if (!waited_for) {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -18,6 +19,8 @@ from .segment import SHM_DIR, unlink
 __all__ = ["Extra", "extra_segments", "read_extra", "reap_results", "write_extra"]
 
 T = TypeVar("T")
+
+_LEADERSHIP = re.compile(r"~r([0-9a-f]+)\.(\d+)\.(\d+)$")
 
 
 class Extra(NamedTuple):
@@ -104,9 +107,13 @@ def reap_results(table: Table, segment: str) -> int:
 
     Those of a table that was replaced go as well: followers that still want one run alone.
     """
-    extras = extra_segments(segment)
-    if not extras:
-        return 0
     inode = table.identity[1]
-    used = {Extra(segment, inode, row[11], row[13]).name for row in table.flights()}
-    return sum(unlink(name) for name in extras if name not in used)
+    orphans = [name for name in extra_segments(segment) if not _is_used(table, inode, name)]
+    return sum(map(unlink, orphans))
+
+
+def _is_used(table: Table, inode: int, name: str) -> bool:
+    match = _LEADERSHIP.search(name)
+    if match is None or int(match[1], 16) != inode:
+        return False
+    return table.is_current(int(match[2]), int(match[3]))

@@ -20,7 +20,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 from .core import Table, is_built, shm
 from .errors import TableCorrupt, TableMismatch, TableUnavailable
@@ -28,7 +28,18 @@ from .keys import encode_key
 from .limits import Limits
 from .scopes import Scope
 
-__all__ = ["SHM_DIR", "Segment", "attach_read_only", "check_name", "destroy", "segment_name"]
+__all__ = [
+    "SHM_DIR",
+    "Reaped",
+    "Segment",
+    "SegmentName",
+    "attach_read_only",
+    "check_name",
+    "destroy",
+    "find_segments",
+    "reap",
+    "segment_name",
+]
 
 SHM_DIR: Final = "/dev/shm"
 PREFIX: Final = "uniflight"
@@ -74,6 +85,32 @@ def segment_name(name: str, partition: str = "") -> str:
     return "-".join(parts) + (f"@{partition}" if partition else "")
 
 
+class SegmentName(NamedTuple):
+    """What ``segment_name`` puts into a name."""
+
+    segment: str
+    layout: int
+    namespace: int
+    name: str
+    partition: str
+
+
+_SEGMENT = re.compile(rf"{PREFIX}-(\d+)-([0-9a-f]{{8}})-([0-9a-f]+)-({_NAME.pattern})(?:@([^~]+))?")
+
+
+def find_segments(name: str | None = None) -> list[SegmentName]:
+    """List this user's tables, or those of one name, of any layout, PID namespace and partition.
+
+    By their names only: what is behind one may be somebody else's, damaged, or gone by now.
+    """
+    matches = filter(None, map(_SEGMENT.fullmatch, sorted(os.listdir(SHM_DIR))))
+    return [
+        SegmentName(match[0], int(match[2], 16), int(match[3], 16), match[4], match[5] or "")
+        for match in matches
+        if int(match[1]) == os.geteuid() and name in (None, match[4])
+    ]
+
+
 def path_of(segment: str) -> str:
     """Return the path of a segment's file."""
     return f"{SHM_DIR}/{segment}"
@@ -87,6 +124,8 @@ def unlink(segment: str) -> bool:
         posix_ipc.unlink_shared_memory("/" + segment)
     except posix_ipc.ExistentialError:
         return False
+    except posix_ipc.PermissionsError as error:
+        raise PermissionError(errno.EACCES, "somebody else's", path_of(segment)) from error
     return True
 
 
@@ -100,6 +139,10 @@ def locked(segment: str, name: str, seconds: float = _LOCK_SECONDS) -> Iterator[
     import filelock
 
     path = path_of(segment) + "~lock"
+    if not os.path.isdir(SHM_DIR):  # filelock would make it, on disk
+        raise TableUnavailable(
+            "unsupported", f"{SHM_DIR} does not exist; mount a tmpfs there", name
+        )
     lock = filelock.FileLock(path, timeout=seconds, mode=0o600, poll_interval=0.002)
     try:
         lock.acquire()
@@ -163,7 +206,7 @@ def _open_file(segment: str, name: str) -> int | None:
         return None
     except posix_ipc.PermissionsError as error:
         raise _refusal(path, name, f"cannot be opened ({error})") from error
-    except (OSError, posix_ipc.Error) as error:
+    except (OSError, ValueError, posix_ipc.Error) as error:  # ValueError: it is a directory
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise
         raise _refusal(path, name, f"cannot be opened ({error})") from error
@@ -385,3 +428,40 @@ def destroy(segment: str, name: str) -> bool:
         # Safe under the lock: who waits for it sees that the file has no name and starts over.
         unlink(segment + "~lock")
     return existed
+
+
+class Reaped(NamedTuple):
+    """What ``reap`` freed; not ``complete`` if a lock of the table could not be had."""
+
+    complete: bool
+    flights: int
+    waiters: int
+    results: int
+
+
+def reap(segment: str, name: str) -> Reaped | None:
+    """Free what the dead left in a table, made by nobody here; None if there is none.
+
+    ``waiters`` is the difference in use, so it is approximate while the table is busy.
+
+    Raises:
+        TableUnavailable, TableMismatch, TableCorrupt: as ``Segment.open``.
+    """
+    from .results import reap_results
+
+    with locked(segment, name):
+        fd = _open_file(segment, name)
+        if fd is None:
+            unlink(segment + "~lock")
+            return None
+        try:
+            table = _attach(fd, segment, name, read_only=False)
+        finally:
+            os.close(fd)
+        unlink(segment + "~draft")
+        leaderless = {row[11:13] for row in table.flights() if row[10]}
+        waiters = table.usage()[1]
+        complete = table.reap()
+        kept = {row[11:13] for row in table.flights()}
+        freed = max(0, waiters - table.usage()[1])
+        return Reaped(complete, len(leaderless - kept), freed, reap_results(table, segment))

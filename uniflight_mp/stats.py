@@ -4,12 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from typing import NamedTuple
 
 from .core import Table, shm
 from .keys import decode_key
 
-__all__ = ["FlightInfo", "Stats", "read_flights", "read_stats"]
+__all__ = ["FlightInfo", "FlightRow", "Stats", "read_flights", "read_stats"]
+
+
+class FlightRow(NamedTuple):
+    """One row of ``Table.flights()``; the key is encoded."""
+
+    key: bytes
+    state: str
+    leader_pid: int
+    leader_thread: int
+    leader_start_time: int
+    age: float
+    followers: int
+    takeovers: int
+    result_bytes: int
+    attached: bool
+    leaderless: bool
+    slot: int
+    generation: int
+    epoch: int
 
 
 @dataclass(frozen=True)
@@ -59,18 +78,19 @@ class Stats:
 
 def read_flights(table: Table) -> list[FlightInfo]:
     """List the flights in a table, the oldest first. Takes no lock."""
+    rows = (FlightRow(*row) for row in table.flights())
     flights = [
         FlightInfo(
-            key=decode_key(row[0]),
-            state=row[1],
-            leader_pid=row[2],
-            leader_thread=row[3],
-            age=row[5],
-            followers=row[6],
-            takeovers=row[7],
-            result_bytes=row[8],
+            key=decode_key(row.key),
+            state=row.state,
+            leader_pid=row.leader_pid,
+            leader_thread=row.leader_thread,
+            age=row.age,
+            followers=row.followers,
+            takeovers=row.takeovers,
+            result_bytes=row.result_bytes,
         )
-        for row in table.flights()
+        for row in rows
     ]
     return sorted(flights, key=lambda flight: -flight.age)
 
@@ -81,7 +101,7 @@ def read_stats(table: Table) -> Stats:
     return Stats(
         leaders=leaders,
         followers=followers,
-        solo=MappingProxyType(dict(zip(shm.SOLO_REASONS, solo, strict=True))),
+        solo=dict(zip(shm.SOLO_REASONS, solo, strict=True)),
         takeovers=takeovers,
         failures=failures,
         timeouts=timeouts,
