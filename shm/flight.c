@@ -168,10 +168,10 @@ static void give_up_locked(struct uf_table *table, uint32_t slot, struct uf_wake
     wake_all_locked(table, wakes, s);
 }
 
-static enum uf_status join_locked(struct uf_table *table, uint32_t slot, uint64_t owner,
-                                  struct uf_wakes *wakes, uint32_t *cell)
+static enum uf_status join_locked(struct uf_table *table, const struct uf_caller *caller,
+                                  uint32_t slot, struct uf_wakes *wakes, uint32_t *cell)
 {
-    enum uf_status status = uf_join_locked(table, slot, owner, cell);
+    enum uf_status status = uf_join_locked(table, slot, caller->owner, caller->doorbell, cell);
     if (status != UF_NO_CELL)
         return status;
     if (uf_sweep_locked(table, uf_group_of(slot), wakes) != UF_OK)
@@ -180,7 +180,7 @@ static enum uf_status join_locked(struct uf_table *table, uint32_t slot, uint64_
      * the slot, and the caller starts a fresh flight. */
     if (UF_LOAD(uf_slot(table, slot)->state) == UF_STATE_FREE)
         return UF_PENDING;
-    return uf_join_locked(table, slot, owner, cell);
+    return uf_join_locked(table, slot, caller->owner, caller->doorbell, cell);
 }
 
 static enum uf_status start_fresh_locked(struct uf_table *table, const struct uf_caller *caller,
@@ -211,10 +211,10 @@ static enum uf_status enter_locked(struct uf_table *table, const struct uf_calle
         return uf_damage(table);
     if (state == UF_STATE_RUNNING) {
         bool leaderless = uf_is_leaderless(table, s, uf_now_ns(), &died);
-        if (UF_LOAD(s->leader) == caller->owner && UF_LOAD(s->resigned) != UF_LOAD(s->epoch))
+        if (!leaderless && UF_LOAD(s->leader) == caller->owner)
             return UF_SELF_JOIN;
         if (!leaderless) {
-            enum uf_status status = join_locked(table, slot, caller->owner, wakes, &flight->cell);
+            enum uf_status status = join_locked(table, caller, slot, wakes, &flight->cell);
             describe(flight, slot, s);
             return status == UF_OK ? UF_FOLLOWER : status;
         }

@@ -12,6 +12,7 @@ struct uf_caller {
     uint64_t owner;         /* from uf_thread_claim, by the calling thread */
     uint64_t lease_ns;      /* how long this caller may lead; UF_NO_LEASE */
     uint32_t max_takeovers; /* leaders of one flight that may die */
+    const unsigned char *doorbell; /* of the caller's event loop; NULL: the thread blocks */
     enum uf_patience patience;
 };
 

@@ -9,7 +9,7 @@
  *   +----------------------------------------------------------------------+
  *   | groups[G]      lock | attached bits | counters | slots[64]           |
  *   +----------------------------------------------------------------------+
- *   | cells[G][C]    owner, slot, generation, next, semaphore              |
+ *   | cells[G][C]    owner, slot, generation, next, semaphore or doorbell  |
  *   +----------------------------------------------------------------------+
  *   | payload[G*64]  inline_bytes for each slot                            |
  *   +----------------------------------------------------------------------+
@@ -58,7 +58,7 @@
 #include <stdint.h>
 
 #define UF_MAGIC UINT64_C(0x31504d7468676c66) /* "flghtMP1", little endian */
-#define UF_LAYOUT_VERSION 1u
+#define UF_LAYOUT_VERSION 2u
 #define UF_KEY_BYTES 128u      /* longest encoded key; longer ones arrive as a digest */
 #define UF_GROUP_SLOTS 64u     /* one bit each in `attached` */
 #define UF_MAX_GROUPS 1024u    /* 65,536 flights */
@@ -137,6 +137,14 @@ struct uf_thread {
     unsigned char pad[64];
 };
 
+/* How a waiter is woken. */
+enum uf_bell {
+    UF_BELL_SEMAPHORE, /* a blocked thread */
+    UF_BELL_SOCKET     /* an event loop: an empty datagram to the loop's socket */
+};
+
+#define UF_DOORBELL_BYTES 16u /* random; the abstract address is "uniflight-" and these */
+
 /* One waiter.  All words under the group's lock, but: `semaphore` is posted and waited
  * for without, and `resigned` is set by the owner without, when it cannot get the lock. */
 struct uf_cell {
@@ -145,8 +153,11 @@ struct uf_cell {
     _Atomic uint32_t slot;       /* index in the group */
     _Atomic uint32_t next;       /* next waiter of the slot + 1 */
     _Atomic uint32_t resigned;   /* 1: the owner lives but has gone; counts as dead */
-    uint32_t reserved;
-    sem_t semaphore;
+    _Atomic uint32_t bell;       /* enum uf_bell: which of these two */
+    union {
+        sem_t semaphore;
+        unsigned char doorbell[UF_DOORBELL_BYTES];
+    };
 };
 
 /* One flight.  All words under the group's lock, but: waiters read `state`, `leader`,

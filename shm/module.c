@@ -37,6 +37,7 @@ typedef struct {
     uint64_t owner;
     uint32_t fork_count;
     uint32_t followers; /* Lead: after finish */
+    bool fenced;        /* Lead: finish found that somebody else leads */
     bool active;        /* the flight (Lead) or the cell (Follow) is still ours to give back */
 } Handle;
 
@@ -104,6 +105,7 @@ static Handle *new_handle(PyTypeObject *type, Table *table)
     Py_INCREF(table);
     self->table = table;
     self->active = false;
+    self->fenced = false;
     self->followers = 0;
     self->fork_count = uf_fork_count();
     return self;
@@ -162,6 +164,7 @@ static enum uf_status finish(Handle *self, const struct uf_result *result)
         Py_END_ALLOW_THREADS
     }
     self->active = status == UF_NEEDS_PAYLOAD;
+    self->fenced = status == UF_FENCED;
     self->followers = remains.followers;
     if (!remains.value_kept)
         Py_XDECREF((PyObject *)result->value);
@@ -370,6 +373,13 @@ static PyObject *follow_take(Handle *self, PyObject *Py_UNUSED(unused))
                          (unsigned long long)view.epoch);
 }
 
+static bool is_joinable(Handle *self)
+{
+    bool leads = Py_TYPE(self) == self->table->lead_type;
+    return is_mine(self) && uf_is_joinable(core(self), &self->flight) &&
+           (!leads || uf_is_leading(core(self), &self->flight, uf_now_ns()));
+}
+
 #define HANDLE_GETTER(name, expression, build)                                            \
     static PyObject *handle_##name(Handle *self, void *Py_UNUSED(closure))                \
     {                                                                                     \
@@ -382,6 +392,8 @@ HANDLE_GETTER(takeovers, self->flight.takeovers, PyLong_FromUnsignedLong)
 HANDLE_GETTER(leader_pid, self->flight.leader_pid, PyLong_FromUnsignedLong)
 HANDLE_GETTER(followers, self->followers, PyLong_FromUnsignedLong)
 HANDLE_GETTER(active, is_mine(self), PyBool_FromLong)
+HANDLE_GETTER(joinable, is_joinable(self), PyBool_FromLong)
+HANDLE_GETTER(fenced, self->fenced, PyBool_FromLong)
 HANDLE_GETTER(inode, self->table->mapping->inode, PyLong_FromUnsignedLongLong)
 HANDLE_GETTER(inline_bytes, core(self)->inline_bytes, PyLong_FromUnsignedLong)
 HANDLE_GETTER(result_bytes, core(self)->result_bytes, PyLong_FromUnsignedLongLong)
@@ -396,6 +408,8 @@ static PyGetSetDef handle_getset[] = {
     HANDLE_GETSET(takeovers, "Takeovers of the flight when this handle was made."),
     HANDLE_GETSET(leader_pid, "Process of the leader when this handle was made."),
     HANDLE_GETSET(followers, "Lead: who was waiting when the flight ended."),
+    HANDLE_GETSET(joinable, "Whether a caller that comes now may still join the flight."),
+    HANDLE_GETSET(fenced, "Lead: whether finish found that somebody else leads."),
     HANDLE_GETSET(inode, "Inode of the segment, which may have been replaced since."),
     HANDLE_GETSET(inline_bytes, "Largest payload that fits into the slot."),
     HANDLE_GETSET(result_bytes, "Largest payload that may be published at all."),
@@ -483,17 +497,32 @@ static enum uf_status begin(Table *self, struct uf_caller *caller, const struct 
     return status;
 }
 
-/* begin(key, lease_ns | None, max_takeovers, /) -> Lead | Follow | status | None.
- * None: the table needs care (see needs_care) before it is used again. */
+/* The caller's doorbell, or NULL with *ok false and an exception if it is none. */
+static const unsigned char *parse_doorbell(PyObject *doorbell, bool *ok)
+{
+    *ok = PyBytes_CheckExact(doorbell) && PyBytes_GET_SIZE(doorbell) == UF_DOORBELL_BYTES;
+    if (*ok)
+        return (const unsigned char *)PyBytes_AS_STRING(doorbell);
+    PyErr_Format(PyExc_ValueError, "a doorbell is %u bytes", UF_DOORBELL_BYTES);
+    return NULL;
+}
+
+/* begin(key, lease_ns | None, max_takeovers, doorbell=…, /) -> Lead | Follow | status | None.
+ * doorbell: 16 bytes, of the caller's event loop; a thread that blocks gives none.
+ * None: the table needs care (see uf_mapping_needs_care) before it is used again. */
 static PyObject *table_begin(Table *self, PyObject *const *args, Py_ssize_t count)
 {
-    struct uf_caller caller;
+    struct uf_caller caller = {.doorbell = NULL};
     struct key_buffer buffer;
-    if (count != 3 || !writable(self)) {
-        if (count != 3)
-            PyErr_SetString(PyExc_TypeError, "begin takes key, lease_ns and max_takeovers");
+    bool ok = count == 3 || count == 4;
+    if (!ok)
+        PyErr_SetString(PyExc_TypeError, "begin takes key, lease_ns, max_takeovers[, doorbell]");
+    if (!ok || !writable(self))
         return NULL;
-    }
+    if (count == 4)
+        caller.doorbell = parse_doorbell(args[3], &ok);
+    if (!ok)
+        return NULL;
     if (!parse_u64(args[1], UF_NO_LEASE, &caller.lease_ns))
         return NULL;
     unsigned long max_takeovers = PyLong_AsUnsignedLong(args[2]);
@@ -840,6 +869,39 @@ static PyObject *shm_attach(PyObject *module, PyObject *args)
     return (PyObject *)self;
 }
 
+/* look(follows) -> (indices, delay_ns): which of a sequence of Follows have news, and in how
+ * many nanoseconds to look at the others again if nobody rings. */
+static PyObject *shm_look(PyObject *module, PyObject *follows)
+{
+    ModuleState *state = PyModule_GetState(module);
+    uint64_t now_ns = uf_now_ns(), next_ns = now_ns + UF_WATCH_OTHERS_NS;
+    PyObject *sequence = PySequence_Fast(follows, "look takes a sequence of Follows");
+    PyObject *indices = sequence ? PyList_New(0) : NULL;
+    Py_ssize_t count = sequence ? PySequence_Fast_GET_SIZE(sequence) : 0;
+    for (Py_ssize_t i = 0; indices && i < count; i++) {
+        Handle *follow = (Handle *)PySequence_Fast_GET_ITEM(sequence, i);
+        if (Py_TYPE(follow) != state->follow_type) {
+            PyErr_SetString(PyExc_TypeError, "look takes a sequence of Follows");
+            Py_CLEAR(indices);
+            break;
+        }
+        if (is_mine(follow) &&
+            uf_poll(core(follow), &follow->flight, follow->owner, now_ns) == UF_PENDING) {
+            uint64_t look_ns = uf_next_look(core(follow), &follow->flight, now_ns);
+            next_ns = look_ns < next_ns ? look_ns : next_ns;
+            continue;
+        }
+        PyObject *index = PyLong_FromSsize_t(i);
+        if (!index || PyList_Append(indices, index) != 0)
+            Py_CLEAR(indices);
+        Py_XDECREF(index);
+    }
+    Py_XDECREF(sequence);
+    if (!indices)
+        return NULL;
+    return Py_BuildValue("NK", indices, (unsigned long long)(next_ns - now_ns));
+}
+
 static PyObject *shm_checksum(PyObject *Py_UNUSED(module), PyObject *data)
 {
     Py_buffer buffer;
@@ -882,6 +944,7 @@ static PyMethodDef module_methods[] = {
     {"create", shm_create, METH_VARARGS, PyDoc_STR("Make a zeroed file a table.")},
     {"segment_bytes", shm_segment_bytes, METH_VARARGS, PyDoc_STR("Size of a table.")},
     {"attach", shm_attach, METH_VARARGS, PyDoc_STR("Map a table.")},
+    {"look", shm_look, METH_O, PyDoc_STR("Which Follows have news, and when to look again.")},
     {"checksum", shm_checksum, METH_O, PyDoc_STR("Checksum of an extra segment's content.")},
     {"format", shm_format, METH_NOARGS, PyDoc_STR("Number of the layout and ABI.")},
 #ifdef UNIFLIGHT_CRASH_POINTS
@@ -903,7 +966,7 @@ static const struct {
     {"PAYLOAD_TOO_LARGE", UF_PAYLOAD_TOO_LARGE}, {"PAYLOAD_DIED", UF_PAYLOAD_DIED},
     {"NOT_A_TABLE", UF_NOT_A_TABLE}, {"OTHER_VERSION", UF_OTHER_VERSION},
     {"BAD_GEOMETRY", UF_BAD_GEOMETRY}, {"NO_MEMORY", UF_NO_MEMORY},
-    {"KEY_BYTES", UF_KEY_BYTES}, {"LAYOUT_VERSION", UF_LAYOUT_VERSION},
+    {"KEY_BYTES", UF_KEY_BYTES}, {"DOORBELL_BYTES", UF_DOORBELL_BYTES}, {"LAYOUT_VERSION", UF_LAYOUT_VERSION},
 };
 
 static const char *const solo_reasons[UF_SOLO_REASONS] = {

@@ -31,10 +31,10 @@ enum uf_status uf_poll(struct uf_table *table, const struct uf_flight *flight, u
     }
 }
 
-/* When to look again, if nobody posts. Read without the lock: a stale `first` makes one
- * sleep too long or too short, and whoever becomes first is posted. */
-static uint64_t next_look(const struct uf_table *table, const struct uf_flight *flight,
-                          uint64_t now_ns)
+/* Read without the lock: a stale `first` makes one sleep too long or too short, and whoever
+ * becomes first is posted. */
+uint64_t uf_next_look(const struct uf_table *table, const struct uf_flight *flight,
+                      uint64_t now_ns)
 {
     const struct uf_slot *slot = uf_slot(table, flight->slot);
     uint64_t step = UF_WATCH_OTHERS_NS, lease_end = UF_LOAD(slot->lease_end_ns);
@@ -49,6 +49,24 @@ static uint64_t next_look(const struct uf_table *table, const struct uf_flight *
     return now_ns + step;
 }
 
+bool uf_is_joinable(const struct uf_table *table, const struct uf_flight *flight)
+{
+    const struct uf_slot *slot = uf_slot(table, flight->slot);
+    uint64_t attached = UF_LOAD(uf_group(table, uf_group_of(flight->slot))->attached);
+    uint32_t state = UF_LOAD(slot->state);
+    return (attached & uf_bit_of(flight->slot)) != 0 &&
+           UF_LOAD(slot->generation) == flight->generation &&
+           (state == UF_STATE_RUNNING || state == UF_STATE_ORPHANED) && !uf_is_damaged(table);
+}
+
+bool uf_is_leading(const struct uf_table *table, const struct uf_flight *flight, uint64_t now_ns)
+{
+    const struct uf_slot *slot = uf_slot(table, flight->slot);
+    return UF_LOAD(slot->generation) == flight->generation &&
+           UF_LOAD(slot->epoch) == flight->epoch && UF_LOAD(slot->state) == UF_STATE_RUNNING &&
+           !uf_is_leaderless(table, slot, now_ns, NULL);
+}
+
 enum uf_status uf_wait(struct uf_table *table, const struct uf_flight *flight, uint64_t owner,
                        uint64_t deadline_ns)
 {
@@ -60,7 +78,7 @@ enum uf_status uf_wait(struct uf_table *table, const struct uf_flight *flight, u
             return status;
         if (now_ns >= deadline_ns)
             return UF_TIMED_OUT;
-        uint64_t until_ns = next_look(table, flight, now_ns);
+        uint64_t until_ns = uf_next_look(table, flight, now_ns);
         if (until_ns > deadline_ns)
             until_ns = deadline_ns;
         struct timespec until = {.tv_sec = (time_t)(until_ns / UINT64_C(1000000000)),

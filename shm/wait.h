@@ -18,6 +18,17 @@
 enum uf_status uf_poll(struct uf_table *table, const struct uf_flight *flight, uint64_t owner,
                        uint64_t now_ns);
 
+/* When to look again, if nobody rings: CLOCK_MONOTONIC. */
+uint64_t uf_next_look(const struct uf_table *table, const struct uf_flight *flight,
+                      uint64_t now_ns);
+
+/* Whether the flight still takes callers: it runs, and its key finds it. Without the lock;
+ * for callers that join inside a process. */
+bool uf_is_joinable(const struct uf_table *table, const struct uf_flight *flight);
+
+/* Whether the leadership that `flight` was filled with goes on, and is not overdue. */
+bool uf_is_leading(const struct uf_table *table, const struct uf_flight *flight, uint64_t now_ns);
+
 /* Sleeps until there is something to do: UF_DONE, UF_LEADERLESS, UF_DAMAGED, UF_TIMED_OUT
  * (deadline on CLOCK_MONOTONIC) or UF_INTERRUPTED. */
 enum uf_status uf_wait(struct uf_table *table, const struct uf_flight *flight, uint64_t owner,

@@ -1,5 +1,8 @@
 #include "waiters.h"
 
+#include <string.h>
+
+#include "bell.h"
 #include "crash.h"
 
 struct uf_cell *uf_cell_of(const struct uf_table *table, uint32_t group, uint32_t word)
@@ -14,10 +17,13 @@ bool uf_is_deserted(const struct uf_table *table, const struct uf_cell *cell)
 
 void uf_wake_locked(struct uf_table *table, struct uf_wakes *wakes, uint32_t cell)
 {
-    if (wakes->count < UF_WAKES)
+    if (wakes->count < UF_WAKES) {
         wakes->cell[wakes->count++] = cell;
-    else
-        sem_post(&uf_cell(table, wakes->group, cell)->semaphore);
+        return;
+    }
+    struct uf_bells bells = UF_BELLS;
+    uf_ring(&bells, uf_cell(table, wakes->group, cell));
+    uf_bells_close(&bells);
 }
 
 void uf_wake_first_locked(struct uf_table *table, struct uf_wakes *wakes, struct uf_slot *slot)
@@ -27,14 +33,26 @@ void uf_wake_first_locked(struct uf_table *table, struct uf_wakes *wakes, struct
         uf_wake_locked(table, wakes, first - 1);
 }
 
-/* A cell may have changed hands since the lock was released. Its new owner then finds
- * one token too many, looks at its flight and sleeps again. */
 void uf_post(struct uf_table *table, const struct uf_wakes *wakes)
 {
+    struct uf_bells bells = UF_BELLS;
     for (uint32_t i = 0; i < wakes->count; i++) {
-        sem_post(&uf_cell(table, wakes->group, wakes->cell[i])->semaphore);
+        uf_ring(&bells, uf_cell(table, wakes->group, wakes->cell[i]));
         UF_CRASH_POINT(POSTED_ONE);
     }
+    uf_bells_close(&bells);
+}
+
+/* A fresh semaphore rather than a drained one: an owner that was killed in its sleep has left
+ * itself in the count of sleepers. A post that is still on its way to the former owner may be
+ * lost in this; nobody waits for it any more. */
+static void hang_bell(struct uf_cell *cell, const unsigned char *doorbell)
+{
+    if (doorbell)
+        memcpy(cell->doorbell, doorbell, UF_DOORBELL_BYTES);
+    else
+        sem_init(&cell->semaphore, 1, 0);
+    UF_STORE(cell->bell, doorbell ? UF_BELL_SOCKET : UF_BELL_SEMAPHORE);
 }
 
 static bool find_free_cell_locked(struct uf_table *table, uint32_t group, uint32_t *found)
@@ -63,7 +81,7 @@ void uf_append_locked(struct uf_table *table, uint32_t slot, uint32_t cell)
 }
 
 enum uf_status uf_join_locked(struct uf_table *table, uint32_t slot, uint64_t owner,
-                              uint32_t *cell)
+                              const unsigned char *doorbell, uint32_t *cell)
 {
     uint32_t group = uf_group_of(slot);
     if (!find_free_cell_locked(table, group, cell))
@@ -72,10 +90,7 @@ enum uf_status uf_join_locked(struct uf_table *table, uint32_t slot, uint64_t ow
     UF_STORE(c->slot, slot % UF_GROUP_SLOTS);
     UF_STORE(c->generation, UF_LOAD(uf_slot(table, slot)->generation));
     UF_STORE(c->resigned, 0);
-    /* A fresh semaphore rather than a drained one: an owner that was killed in its sleep
-     * has left itself in the count of sleepers. A post that is still on its way to the
-     * former owner may be lost in this; nobody waits for it any more. */
-    sem_init(&c->semaphore, 1, 0);
+    hang_bell(c, doorbell);
     UF_CRASH_POINT(JOIN_CELL_FILLED);
     UF_STORE(c->owner, owner); /* COMMIT: a repair finds it by its owner and links it */
     UF_CRASH_POINT(JOIN_OWNED);

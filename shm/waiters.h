@@ -24,9 +24,10 @@ void uf_wake_locked(struct uf_table *table, struct uf_wakes *wakes, uint32_t cel
 void uf_wake_first_locked(struct uf_table *table, struct uf_wakes *wakes, struct uf_slot *slot);
 void uf_post(struct uf_table *table, const struct uf_wakes *wakes);
 
-/* UF_OK and a linked cell owned by `owner`, or UF_NO_CELL. */
+/* UF_OK and a linked cell owned by `owner`, or UF_NO_CELL. `doorbell`: of the owner's event
+ * loop; NULL for a thread that blocks. */
 enum uf_status uf_join_locked(struct uf_table *table, uint32_t slot, uint64_t owner,
-                              uint32_t *cell);
+                              const unsigned char *doorbell, uint32_t *cell);
 
 /* Unlinks and frees a cell; UF_DAMAGED if it is not in the slot's list. */
 enum uf_status uf_unlink_locked(struct uf_table *table, uint32_t slot, uint32_t cell);

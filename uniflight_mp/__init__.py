@@ -1,5 +1,6 @@
 """All processes of a host run an expensive call once: single-flight through shared memory."""
 
+from .aio import AsyncMerger
 from .codec import Codec, MsgpackCodec, RawCodec
 from .errors import (
     FlightTimeout,
@@ -18,6 +19,7 @@ from .scopes import PerHost, Scope
 from .stats import FlightInfo, Stats
 
 __all__ = [
+    "AsyncMerger",
     "Codec",
     "FlightInfo",
     "FlightTimeout",

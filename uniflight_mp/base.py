@@ -4,14 +4,15 @@ A call goes through these steps, and a kind of Merger adds only how it runs the 
 it sleeps until the flight has news:
 
     _begin(key) ----> Lead     run the function, then _complete() or _fail()
-    _enter(...) ----> Follow   sleep, then _advance(): Lead | Outcome | Solo | None (sleep again)
+    _enter(...) ----> Follow   sleep, then _advance() ----> Lead
+                                                      ----> Landed   _deliver() to each follower
+                                                      ----> None     sleep again
                 ----> Solo     run the function alone
 """
 
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -39,7 +40,7 @@ from .stats import FlightInfo, Stats, read_flights, read_stats
 if TYPE_CHECKING:  # takes longer to import than all of this package
     from concurrent.futures import Executor
 
-__all__ = ["BaseMerger", "Solo"]
+__all__ = ["BaseMerger", "Landed", "Solo"]
 
 Self = TypeVar("Self", bound="BaseMerger")
 
@@ -58,22 +59,17 @@ class Solo(NamedTuple):
     reason: str
 
 
-class _Waiting:
-    """One follower's call: what it waits for, and since when."""
+class Landed(NamedTuple):
+    """What a flight left for its followers: taken once, given to each that waited with it."""
 
-    __slots__ = ("deadline_ns", "follow", "key", "options", "started_ns")
-
-    def __init__(self, key: object, follow: Follow, options: Options) -> None:
-        self.key = key
-        self.follow = follow
-        self.options = options
-        self.started_ns = time.monotonic_ns()
-        timeout_ns = options.timeout_ns
-        self.deadline_ns = None if timeout_ns is None else self.started_ns + timeout_ns
-
-    def waited(self) -> float:
-        """Return the seconds since the call began to wait."""
-        return (time.monotonic_ns() - self.started_ns) / 1e9
+    value: object = None
+    failure: bytes | None = None  # an encoded exception; each follower raises one of its own
+    solo: str | None = None  # why the followers run the function themselves
+    problem: Exception | None = None  # what a strict follower raises instead
+    died: bool = False
+    followers: int = 0
+    takeovers: int = 0
+    leader_pid: int = 0
 
 
 class _ClosedSegment:
@@ -209,12 +205,14 @@ class BaseMerger:
 
     # ---- steps of a call ----------------------------------------------------------------
 
-    def _begin(self, key: object) -> Lead | Follow | int | None:
+    def _begin(self, key: object, *doorbell: bytes) -> Lead | Follow | int | None:
         """Ask the table once: mostly a Lead or a Follow, else a case for ``_enter``."""
         options = self._options
-        return self._segment.table.begin(key, options.lease_ns, options.max_takeovers)
+        return self._segment.table.begin(key, options.lease_ns, options.max_takeovers, *doorbell)
 
-    def _enter(self, key: object, step: Lead | Follow | int | None) -> Lead | Follow | Solo:
+    def _enter(
+        self, key: object, step: Lead | Follow | int | None, *doorbell: bytes
+    ) -> Lead | Follow | Solo:
         """Make of the answer of ``_begin`` what the call is to do: lead, follow or run alone.
 
         Raises:
@@ -226,9 +224,9 @@ class BaseMerger:
             # Care is asked for ten times a second at most, so the next answer is a real one;
             # unless the table is damaged, and cannot be replaced at the moment.
             self._segment.care()
-            step = self._begin(key)
+            step = self._begin(key, *doorbell)
             if step == shm.DAMAGED and self._segment.care():
-                step = self._begin(key)
+                step = self._begin(key, *doorbell)
         if isinstance(step, (Lead, Follow)):
             return step
         if step == shm.SELF_JOIN:
@@ -316,18 +314,10 @@ class BaseMerger:
         elif not lead.fail():
             lead.publish(shm.PAYLOAD_ERROR, self._encode_failure(error), None)
 
-    def _wait_for(self, key: object, follow: Follow) -> _Waiting:
-        return _Waiting(key, follow, self._options)
-
-    def _advance(self, waiting: _Waiting, status: int) -> Lead | Solo | Outcome[Any] | None:
-        """Act on what a sleeper woke up to; None: nothing yet, sleep again.
-
-        Raises:
-            Exception: the leader's, or what stands for it.
-            FlightTimeout, LeaderDied, ResultNotShareable, TableUnavailable: see ``Merger``.
-        """
-        follow, options = waiting.follow, waiting.options
+    def _advance(self, follow: Follow, status: int) -> Lead | Landed | None:
+        """Act on what a sleeper woke up to: lead, land, or (None) sleep again."""
         if status == shm.LEADERLESS:
+            options = self._options
             step = follow.takeover(options.lease_ns, options.max_takeovers)
             if isinstance(step, Lead):
                 return step
@@ -335,67 +325,91 @@ class BaseMerger:
         if status == shm.PENDING:
             return None
         if status == shm.DONE:
-            return self._receive(waiting)
-        follow.leave(status == shm.TIMED_OUT)
-        if status == shm.TIMED_OUT:
-            if options.on_timeout == "raise":
-                raise FlightTimeout(waiting.key, options.timeout or 0.0, waiting.waited())
-            return self._solo("timeout")
-        return self._solo(_reason(status))
+            return self._take(follow)
+        follow.leave()
+        return Landed(solo=_reason(status))
 
-    def _receive(self, waiting: _Waiting) -> Outcome[Any] | Solo:
-        """Take what the leader left, leave the flight, then decode."""
-        follow = waiting.follow
+    def _take(self, follow: Follow) -> Landed:
+        """Take what the leader left, and leave the flight."""
         kind, payload, local, followers, takeovers, leader_pid, epoch = follow.take()
+        landed = Landed(followers=followers, takeovers=takeovers, leader_pid=leader_pid)
         extra = Extra(self._segment.segment, follow.inode, follow.slot, epoch)
-        if kind == shm.PAYLOAD_DIED:
-            follow.leave()
-            raise LeaderDied(waiting.key, takeovers, leader_pid)
-        if kind == shm.PAYLOAD_NONE or (kind == shm.PAYLOAD_LOCAL and local is None):
-            follow.leave()
-            return self._solo("damaged")
         try:
+            if kind == shm.PAYLOAD_DIED:
+                return landed._replace(died=True)
             if kind == shm.PAYLOAD_ERROR:
-                raise _Failed(decode_failure(payload, self._codec))  # type: ignore[arg-type]
+                return landed._replace(failure=payload)  # type: ignore[arg-type]
             if local is not None:
-                value = local[0]
-            elif kind == shm.PAYLOAD_VALUE:
+                return landed._replace(value=local[0])
+            if kind == shm.PAYLOAD_VALUE:
                 value = self._codec.decode(memoryview(payload))  # type: ignore[arg-type]
-            elif kind == shm.PAYLOAD_EXTRA:
+                return landed._replace(value=value)
+            if kind == shm.PAYLOAD_EXTRA:
                 value = read_extra(extra, payload, self._codec.decode)  # type: ignore[arg-type]
-            else:
-                return self._not_shareable(kind, payload)
-        except _Failed as failed:
-            raise failed.error  # noqa: B904  # its cause is set: LeaderPanicked
+                return landed._replace(value=value)
+            if kind in (shm.PAYLOAD_UNSHAREABLE, shm.PAYLOAD_TOO_LARGE):
+                reason = "too_large" if kind == shm.PAYLOAD_TOO_LARGE else "not_shareable"
+                problem = decode_failure(payload, self._codec)  # type: ignore[arg-type]
+                return landed._replace(solo=reason, problem=problem)
+            return landed._replace(solo="damaged")
         except Exception as error:
-            return self._not_decodable(error, leader_pid)
+            return landed._replace(
+                solo="not_decodable", problem=self._not_decodable(error, leader_pid)
+            )
         finally:
             if follow.leave():
                 extra.remove()
-        return Outcome(value, Role.FOLLOWER, followers, waiting.waited(), takeovers, leader_pid)
 
-    def _not_shareable(self, kind: int, payload: Any) -> Solo:
-        if self._options.strict:
-            raise _Failed(decode_failure(payload, self._codec))
-        return self._solo("too_large" if kind == shm.PAYLOAD_TOO_LARGE else "not_shareable")
-
-    def _not_decodable(self, error: Exception, leader_pid: int) -> Solo:
+    def _not_decodable(self, error: Exception, leader_pid: int) -> ResultNotShareable:
         problem = ResultNotShareable(
             "result",
             "$",
             f"published by pid {leader_pid}, not decodable in pid {os.getpid()}: {error}",
         )
-        if self._options.strict:
-            raise problem from error
-        _warn_once(self._name, problem)
-        return self._solo("not_decodable")
+        problem.__cause__ = error
+        if not self._options.strict:
+            _warn_once(self._name, problem)
+        return problem
 
+    def _deliver(self, landed: Landed, key: object, waited: float) -> Outcome[Any] | Solo:
+        """Give one follower what its flight left: a value, an exception, or leave to run alone.
 
-class _Failed(Exception):
-    """Carries an exception that is meant for the caller past the handler of decoding errors."""
+        Raises:
+            Exception: the leader's, or what stands for it.
+            LeaderDied, ResultNotShareable, TableUnavailable: see ``Merger``.
+        """
+        if landed.failure is not None:
+            try:
+                error = decode_failure(landed.failure, self._codec)
+            except ValueError as damage:
+                problem = self._not_decodable(damage, landed.leader_pid)
+                landed = landed._replace(failure=None, solo="not_decodable", problem=problem)
+            else:
+                raise error  # its cause is set: LeaderPanicked
+        if landed.died:
+            raise LeaderDied(key, landed.takeovers, landed.leader_pid)
+        if landed.solo is not None:
+            if landed.problem is not None and self._options.strict:
+                raise landed.problem
+            return self._solo(landed.solo)
+        return Outcome(
+            landed.value,
+            Role.FOLLOWER,
+            landed.followers,
+            waited,
+            landed.takeovers,
+            landed.leader_pid,
+        )
 
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+    def _timed_out(self, key: object, waited: float) -> Solo:
+        """Say what a follower does whose timeout is over.
+
+        Raises:
+            FlightTimeout: unless ``on_timeout`` is ``"run"``.
+        """
+        if self._options.on_timeout == "raise":
+            raise FlightTimeout(key, self._options.timeout or 0.0, waited)
+        return self._solo("timeout")
 
 
 def _reason(status: int | None) -> str:

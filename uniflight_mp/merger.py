@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from .base import BaseMerger, Solo
 from .coalesce import Coalesced, KeyMaker, wrap
-from .core import Follow, Lead
+from .core import Follow, Lead, shm
 from .outcome import Outcome, Role
 
 if TYPE_CHECKING:
@@ -19,6 +22,23 @@ __all__ = ["Merger"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_GEVENT: Final = "gevent.monkey"
+_modules: Final = sys.modules
+
+
+def _refusal(func: object, coroutine: Any) -> TypeError:
+    coroutine.close()  # or Python would warn that it was never awaited
+    return TypeError(
+        f"Merger runs plain functions, and {func!r} returned a coroutine. Use AsyncMerger: "
+        "await merger.execute(key, func)"
+    )
+
+
+def _is_patched() -> bool:
+    """Whether blocking this thread would block greenlets: asked at each call, because gunicorn's
+    gevent worker patches after the fork, when a preloaded application has its Mergers."""
+    return bool(_modules[_GEVENT].is_module_patched("socket"))
 
 
 class Merger(BaseMerger):
@@ -66,6 +86,8 @@ class Merger(BaseMerger):
             RuntimeError: this thread already leads the same flight, or the Merger is closed.
             ResultNotShareable, TableUnavailable: only with ``strict``.
         """
+        if _GEVENT in _modules and _is_patched():
+            return self._cooperate(key, func, args, kwargs).value
         # The way of almost every call, spelled out: it is to cost no more than it must.
         options = self._options
         step = self._segment.table.begin(key, options.lease_ns, options.max_takeovers)
@@ -77,6 +99,8 @@ class Merger(BaseMerger):
         self, key: object, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
     ) -> Outcome[T]:
         """Do as ``execute``, and tell how the value was come by. Raises what it raises."""
+        if _GEVENT in _modules and _is_patched():
+            return self._cooperate(key, func, args, kwargs)
         return self._resume(key, self._enter(key, self._begin(key)), func, args, kwargs)
 
     def submit(
@@ -161,8 +185,28 @@ class Merger(BaseMerger):
         except BaseException as error:
             self._fail(lead, error)
             raise
+        if value.__class__ is CoroutineType:
+            lead.abandon()
+            raise _refusal(func, value)
         self._complete(lead, value)
         return value
+
+    def _cooperate(
+        self, key: object, func: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Outcome[T]:
+        """Make the call as one of many greenlets that share this thread."""
+        from .cooperative import drive, resume
+        from .green import desk_of
+
+        async def run(*args: Any, **kwargs: Any) -> T:
+            value = func(*args, **kwargs)
+            if value.__class__ is CoroutineType:
+                raise _refusal(func, value)
+            return value
+
+        desk = desk_of(self._segment)
+        flight, step = desk.enter(self, key)
+        return drive(resume(self, desk, key, flight, step, run, args, kwargs))
 
     def _resume(
         self,
@@ -175,15 +219,28 @@ class Merger(BaseMerger):
         """Carry a call on from whatever its last step was, to its outcome."""
         waited = 0.0
         if isinstance(step, Follow):
-            waiting = self._wait_for(key, step)
-            result = None
-            while result is None:
-                result = self._advance(waiting, step.wait(waiting.deadline_ns))
+            started_ns = time.monotonic_ns()
+            result = self._follow(key, step, started_ns)
             if isinstance(result, Outcome):
                 return result
-            step, waited = result, waiting.waited()
+            step, waited = result, (time.monotonic_ns() - started_ns) / 1e9
         pid = os.getpid()
         if isinstance(step, Solo):
             return Outcome(func(*args, **kwargs), Role.SOLO, 0, waited, 0, pid)
         value = self._lead(step, func, args, kwargs)
         return Outcome(value, Role.LEADER, step.followers, waited, step.takeovers, pid)
+
+    def _follow(self, key: object, follow: Follow, started_ns: int) -> Lead | Solo | Outcome[Any]:
+        """Sleep until the flight has landed, or this caller is to lead or has waited enough."""
+        timeout_ns = self._options.timeout_ns
+        deadline_ns = None if timeout_ns is None else started_ns + timeout_ns
+        while True:
+            status = follow.wait(deadline_ns)
+            if status == shm.TIMED_OUT:
+                follow.leave(True)
+                return self._timed_out(key, (time.monotonic_ns() - started_ns) / 1e9)
+            step = self._advance(follow, status)
+            if isinstance(step, Lead):
+                return step
+            if step is not None:
+                return self._deliver(step, key, (time.monotonic_ns() - started_ns) / 1e9)

@@ -1,0 +1,127 @@
+"""A call's way among tasks that share a thread, written once for asyncio, uvloop and gevent.
+
+These are coroutines that await nothing but tickets and the caller's function. An event loop runs
+them as they are; for greenlets, ``drive`` runs them and sleeps where they await a ticket.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from .base import BaseMerger, Landed, Solo
+from .core import Lead
+from .desk import RETRY, Desk, LocalFlight, Ticket, Timer
+from .errors import type_name
+from .outcome import Outcome, Role
+
+__all__ = ["drive", "lead", "resume"]
+
+T = TypeVar("T")
+
+
+async def lead(
+    merger: BaseMerger,
+    desk: Desk,
+    flight: LocalFlight,
+    leadership: Lead,
+    func: Callable[..., Awaitable[T]],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> T:
+    """Run the function for everybody who waits, and tell them."""
+    try:
+        value = await _awaitable(func(*args, **kwargs), func)
+    except BaseException as error:
+        desk.fail(flight, merger, leadership, error)
+        raise
+    desk.finish(flight, merger, leadership, value)
+    return value
+
+
+async def resume(
+    merger: BaseMerger,
+    desk: Desk,
+    key: object,
+    flight: LocalFlight,
+    step: Any,
+    func: Callable[..., Awaitable[T]],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Outcome[T]:
+    """Carry a call on from whatever its last step was, to its outcome."""
+    started_ns, waited = time.monotonic_ns(), 0.0
+    timer = _set_timer(merger, desk, step)
+    while not isinstance(step, (Lead, Solo)):
+        try:
+            result = await step
+        except BaseException:
+            desk.leave(flight, step)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        waited = (time.monotonic_ns() - started_ns) / 1e9
+        if result.__class__ is Landed:
+            step = merger._deliver(result, key, waited)
+            if isinstance(step, Outcome):
+                return step
+        elif result is RETRY:
+            flight, step = desk.enter(merger, key)
+            timer = _set_timer(merger, desk, step, waited)
+        elif result is None:
+            desk.leave(flight, step, True)
+            step = merger._timed_out(key, waited)
+        else:
+            step = result
+    pid = os.getpid()
+    if isinstance(step, Solo):
+        value = await _awaitable(func(*args, **kwargs), func)
+        return Outcome(value, Role.SOLO, 0, waited, 0, pid)
+    value = await lead(merger, desk, flight, step, func, args, kwargs)
+    return Outcome(value, Role.LEADER, step.followers, waited, step.takeovers, pid)
+
+
+def _set_timer(merger: BaseMerger, desk: Desk, ticket: Any, waited: float = 0.0) -> Timer | None:
+    """Have the ticket answer None when its holder has waited long enough."""
+    timeout_ns = merger._options.timeout_ns
+    if timeout_ns is None or isinstance(ticket, (Lead, Solo)):
+        return None
+    rest = max(timeout_ns / 1e9 - waited, 0.0)
+    return desk.reactor.call_later(rest, lambda: _expire(ticket))
+
+
+def _expire(ticket: Ticket) -> None:
+    if not ticket.done():
+        ticket.set_result(None)
+
+
+def _awaitable(result: Awaitable[T], func: object) -> Awaitable[T]:
+    if hasattr(result, "__await__"):
+        return result
+    raise TypeError(
+        f"AsyncMerger needs a function that returns an awaitable, and {func!r} returned "
+        f"{type_name(type(result))}. Use Merger for plain functions, or pass asyncio.to_thread "
+        "with the function as its first argument"
+    )
+
+
+def drive(coroutine: Coroutine[Any, None, T]) -> T:
+    """Run one of these coroutines to its end in a greenlet, and return what it returns.
+
+    What it awaits has a ``wait()`` that lets other greenlets run, and may raise.
+    """
+    try:
+        ticket = coroutine.send(None)
+        while True:
+            try:
+                ticket.wait()
+            except BaseException as error:
+                ticket = coroutine.throw(error)
+            else:
+                ticket = coroutine.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
