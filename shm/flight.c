@@ -160,8 +160,10 @@ static void wake_all_locked(struct uf_table *table, struct uf_wakes *wakes, stru
 static void give_up_locked(struct uf_table *table, uint32_t slot, struct uf_wakes *wakes)
 {
     struct uf_slot *s = uf_slot(table, slot);
-    UF_STORE(s->epoch, UF_LOAD(s->epoch) + 1);
+    UF_STORE(table->header->leaked, 1); /* the last leader may have died while publishing */
     UF_STORE(s->payload, UF_PAYLOAD_DIED);
+    /* No new epoch: until it is DONE, a leader that only outlived its lease may yet finish; then
+     * the state fences it. */
     UF_STORE(s->state, UF_STATE_DONE); /* COMMIT */
     UF_CRASH_POINT(DIED_DONE);
     detach_locked(table, slot);
@@ -211,7 +213,10 @@ static enum uf_status enter_locked(struct uf_table *table, const struct uf_calle
         return uf_damage(table);
     if (state == UF_STATE_RUNNING) {
         bool leaderless = uf_is_leaderless(table, s, uf_now_ns(), &died);
-        if (!leaderless && UF_LOAD(s->leader) == caller->owner)
+        /* Tasks of a loop share its thread's record: one of them may replace another that is
+         * overdue. A thread that blocks would replace itself. */
+        bool mine = UF_LOAD(s->leader) == caller->owner && UF_LOAD(s->resigned) != UF_LOAD(s->epoch);
+        if (mine && (!leaderless || !caller->doorbell))
             return UF_SELF_JOIN;
         if (!leaderless) {
             enum uf_status status = join_locked(table, caller, slot, wakes, &flight->cell);
@@ -356,6 +361,7 @@ static enum uf_status finish_locked(struct uf_table *table, const struct uf_flig
     bool encoded = result->data != NULL || result->kind == UF_PAYLOAD_EXTRA;
     bool wanted = audience.foreign > 0 || (audience.local > 0 && result->kind == UF_PAYLOAD_ERROR);
     if (wanted && !encoded) {
+        detach_locked(table, flight->slot);
         if (UF_LOAD(s->first) != first) /* it has to watch this leader in place of a dead one */
             uf_wake_first_locked(table, wakes, s);
         return UF_NEEDS_PAYLOAD;
@@ -395,6 +401,21 @@ enum uf_status uf_finish(struct uf_table *table, const struct uf_flight *flight,
     uf_group_unlock(table, group);
     UF_CRASH_POINT(FINISH_UNLOCKED);
     uf_post(table, &wakes);
+    return status;
+}
+
+enum uf_status uf_seal(struct uf_table *table, const struct uf_flight *flight,
+                       enum uf_patience patience)
+{
+    uint32_t group = uf_group_of(flight->slot);
+    enum uf_status status = uf_group_lock(table, group, patience);
+    if (status != UF_OK)
+        return status;
+    if (is_present_locked(uf_slot(table, flight->slot), flight))
+        detach_locked(table, flight->slot);
+    else
+        status = UF_FENCED;
+    uf_group_unlock(table, group);
     return status;
 }
 
@@ -470,7 +491,7 @@ static void settle_locked(struct uf_table *table, uint32_t slot, bool was_first,
 }
 
 static enum uf_status leave_locked(struct uf_table *table, const struct uf_flight *flight,
-                                   bool timed_out, struct uf_wakes *wakes,
+                                   enum uf_leaving how, struct uf_wakes *wakes,
                                    struct uf_remains *remains)
 {
     struct uf_slot *s = uf_slot(table, flight->slot);
@@ -479,8 +500,8 @@ static enum uf_status leave_locked(struct uf_table *table, const struct uf_fligh
     bool done = UF_LOAD(s->state) == UF_STATE_DONE;
     if (uf_unlink_locked(table, flight->slot, flight->cell) != UF_OK)
         return UF_DAMAGED;
-    UF_ADD(group->timeouts, timed_out ? 1 : 0);
-    UF_ADD(group->followers, done && !timed_out ? 1 : 0);
+    UF_ADD(group->timeouts, how == UF_LEAVING_TIMED_OUT ? 1 : 0);
+    UF_ADD(group->followers, done && how == UF_LEAVING_SERVED ? 1 : 0);
     if (done)
         release_value_locked(table, flight->slot, remains);
     /* Successors that are dead would never pass the word on, nor free the slot. */
@@ -492,7 +513,8 @@ static enum uf_status leave_locked(struct uf_table *table, const struct uf_fligh
 }
 
 enum uf_status uf_leave(struct uf_table *table, const struct uf_flight *flight, uint64_t owner,
-                        bool timed_out, enum uf_patience patience, struct uf_remains *remains)
+                        enum uf_leaving how, enum uf_patience patience,
+                        struct uf_remains *remains)
 {
     uint32_t group = uf_group_of(flight->slot);
     struct uf_wakes wakes;
@@ -510,7 +532,7 @@ enum uf_status uf_leave(struct uf_table *table, const struct uf_flight *flight, 
     UF_CRASH_POINT(LEAVE_LOCKED);
     /* Swept already, if the thread released its record while it waited: nothing to do. */
     if (uf_owns_cell(table, flight, owner))
-        status = leave_locked(table, flight, timed_out, &wakes, remains);
+        status = leave_locked(table, flight, how, &wakes, remains);
     uf_group_unlock(table, group);
     uf_post(table, &wakes);
     return status;

@@ -12,8 +12,8 @@ struct uf_caller {
     uint64_t owner;         /* from uf_thread_claim, by the calling thread */
     uint64_t lease_ns;      /* how long this caller may lead; UF_NO_LEASE */
     uint32_t max_takeovers; /* leaders of one flight that may die */
-    const unsigned char *doorbell; /* of the caller's event loop; NULL: the thread blocks */
     enum uf_patience patience;
+    const unsigned char *doorbell; /* of the caller's event loop; NULL: the thread blocks */
 };
 
 struct uf_key {
@@ -64,9 +64,18 @@ enum uf_status uf_finish(struct uf_table *table, const struct uf_flight *flight,
 enum uf_status uf_abandon(struct uf_table *table, const struct uf_flight *flight,
                           enum uf_patience patience);
 
+/* Closes a flight to newcomers before its result is published: its function has returned, and
+ * what a caller receives must not be older than its call. UF_NEEDS_PAYLOAD has done it already. */
+enum uf_status uf_seal(struct uf_table *table, const struct uf_flight *flight,
+                       enum uf_patience patience);
+
+/* With what a follower leaves; only counted. */
+enum uf_leaving { UF_LEAVING_EMPTY, UF_LEAVING_TIMED_OUT, UF_LEAVING_SERVED };
+
 /* Gives a follower's cell back, after it took the payload or because it gave up. */
 enum uf_status uf_leave(struct uf_table *table, const struct uf_flight *flight, uint64_t owner,
-                        bool timed_out, enum uf_patience patience, struct uf_remains *remains);
+                        enum uf_leaving how, enum uf_patience patience,
+                        struct uf_remains *remains);
 
 /* After UF_LEADERLESS: UF_LEADER (the cell is gone, `flight` is the leader's now), UF_PENDING
  * (another one was faster), UF_DONE, or why the lock could not be had (the cell is kept). */

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "check.h"
 #include "crash.h"
@@ -20,6 +21,8 @@
 #include "process.h"
 #include "repair.h"
 #include "wait.h"
+
+#define SIGNAL_CHECK_NS UINT64_C(50000000)
 
 typedef struct {
     PyObject_HEAD
@@ -223,23 +226,34 @@ static PyObject *lead_publish(Handle *self, PyObject *args)
     return PyBool_FromLong(status == UF_OK);
 }
 
+/* seal(): no newcomer joins from here on; for a leader that encodes before it finishes. */
+static PyObject *lead_seal(Handle *self, PyObject *Py_UNUSED(unused))
+{
+    if (is_mine(self) && uf_seal(core(self), &self->flight, UF_TRY) == UF_BUSY) {
+        Py_BEGIN_ALLOW_THREADS
+        uf_seal(core(self), &self->flight, UF_WAIT);
+        Py_END_ALLOW_THREADS
+    }
+    Py_RETURN_NONE;
+}
+
 static PyObject *lead_abandon_method(Handle *self, PyObject *Py_UNUSED(unused))
 {
     lead_abandon(self);
     Py_RETURN_NONE;
 }
 
-static enum uf_status leave(Handle *self, bool timed_out, struct uf_remains *remains)
+static enum uf_status leave(Handle *self, enum uf_leaving how, struct uf_remains *remains)
 {
     *remains = (struct uf_remains){0};
     if (!is_mine(self))
         return UF_OK;
     self->active = false;
     enum uf_status status =
-        uf_leave(core(self), &self->flight, self->owner, timed_out, UF_TRY, remains);
+        uf_leave(core(self), &self->flight, self->owner, how, UF_TRY, remains);
     if (status == UF_BUSY) {
         Py_BEGIN_ALLOW_THREADS
-        status = uf_leave(core(self), &self->flight, self->owner, timed_out, UF_WAIT, remains);
+        status = uf_leave(core(self), &self->flight, self->owner, how, UF_WAIT, remains);
         Py_END_ALLOW_THREADS
     }
     Py_XDECREF((PyObject *)remains->value);
@@ -251,21 +265,21 @@ static void follow_dealloc(Handle *self)
     struct uf_remains remains;
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    leave(self, false, &remains);
+    leave(self, UF_LEAVING_EMPTY, &remains);
     if (remains.extra_segment) /* nobody is left to unlink it here: leave word */
         UF_STORE(core(self)->header->leaked, 1);
     PyErr_Restore(type, value, traceback);
     free_handle(self);
 }
 
-/* leave(timed_out=False) -> bool: True if the extra segment has to be unlinked now. */
+/* leave(how=LEAVING_EMPTY) -> bool: True if the extra segment has to be unlinked now. */
 static PyObject *follow_leave(Handle *self, PyObject *const *args, Py_ssize_t count)
 {
     struct uf_remains remains;
-    int timed_out = count > 0 ? PyObject_IsTrue(args[0]) : 0;
-    if (timed_out < 0)
+    long how = count > 0 ? PyLong_AsLong(args[0]) : UF_LEAVING_EMPTY;
+    if (how == -1 && PyErr_Occurred())
         return NULL;
-    leave(self, timed_out, &remains);
+    leave(self, (enum uf_leaving)how, &remains);
     return PyBool_FromLong(remains.extra_segment);
 }
 
@@ -287,26 +301,48 @@ static bool parse_u64(PyObject *number, uint64_t none, uint64_t *result)
     return !PyErr_Occurred();
 }
 
+/* When the calling thread has to look for signals, however long it still may sleep: one that
+ * arrives just before the sleep does not interrupt it. Python runs handlers in the main thread,
+ * and in the only thread of a forked child, which has the id of its process as well. */
+static uint64_t next_signal_check(uint64_t deadline_ns)
+{
+    uint64_t check_ns = gettid() == getpid() ? uf_now_ns() + SIGNAL_CHECK_NS : UF_NO_DEADLINE;
+    return check_ns < deadline_ns ? check_ns : deadline_ns;
+}
+
 /* wait(deadline_ns | None) -> status; runs signal handlers, and passes on what they raise. */
 static PyObject *follow_wait(Handle *self, PyObject *deadline)
 {
-    uint64_t deadline_ns;
+    uint64_t deadline_ns, until_ns;
     enum uf_status status;
     if (!parse_u64(deadline, UF_NO_DEADLINE, &deadline_ns))
         return NULL;
     do {
         if (!is_mine(self))
             return PyLong_FromLong(UF_DAMAGED);
+        until_ns = next_signal_check(deadline_ns);
         Py_BEGIN_ALLOW_THREADS
-        status = uf_wait(core(self), &self->flight, self->owner, deadline_ns);
+        status = uf_wait(core(self), &self->flight, self->owner, until_ns);
         Py_END_ALLOW_THREADS
+        if (status == UF_TIMED_OUT && until_ns < deadline_ns)
+            status = UF_INTERRUPTED;
         if (status == UF_INTERRUPTED && PyErr_CheckSignals() != 0)
             return NULL;
     } while (status == UF_INTERRUPTED);
     return PyLong_FromLong(status);
 }
 
-/* takeover(lease_ns | None, max_takeovers) -> Lead | status. The cell is gone after a Lead. */
+/* One struct, two types: a handle becomes a Lead or a Follow by what the core made of it. */
+static void become(Handle *self, PyTypeObject *type)
+{
+    PyTypeObject *former = Py_TYPE(self);
+    Py_INCREF(type);
+    ((PyObject *)self)->ob_type = type;
+    Py_DECREF(former);
+}
+
+/* takeover(lease_ns | None, max_takeovers) -> Lead | status. This very object turns into the
+ * Lead: whoever holds it can still give it back, wherever an exception strikes. */
 static PyObject *follow_takeover(Handle *self, PyObject *args)
 {
     PyObject *lease;
@@ -317,26 +353,18 @@ static PyObject *follow_takeover(Handle *self, PyObject *args)
         return NULL;
     if (!is_mine(self))
         return PyLong_FromLong(UF_DAMAGED);
-    Handle *lead = new_handle(self->table->lead_type, self->table);
-    if (!lead)
-        return NULL;
     caller.max_takeovers = max_takeovers;
-    lead->flight = self->flight;
-    enum uf_status status = uf_takeover(core(self), &caller, &lead->flight);
+    enum uf_status status = uf_takeover(core(self), &caller, &self->flight);
     if (status == UF_BUSY) {
         caller.patience = UF_WAIT;
         Py_BEGIN_ALLOW_THREADS
-        status = uf_takeover(core(self), &caller, &lead->flight);
+        status = uf_takeover(core(self), &caller, &self->flight);
         Py_END_ALLOW_THREADS
     }
-    if (status == UF_LEADER) {
-        self->active = false;
-        lead->active = true;
-        lead->owner = self->owner;
-        return (PyObject *)lead;
-    }
-    Py_DECREF(lead);
-    return PyLong_FromLong(status);
+    if (status != UF_LEADER)
+        return PyLong_FromLong(status);
+    become(self, self->table->lead_type);
+    return Py_NewRef((PyObject *)self);
 }
 
 /* take() -> (kind, payload, value, followers, takeovers, leader_pid, epoch).  payload is a copy
@@ -394,14 +422,19 @@ HANDLE_GETTER(followers, self->followers, PyLong_FromUnsignedLong)
 HANDLE_GETTER(active, is_mine(self), PyBool_FromLong)
 HANDLE_GETTER(joinable, is_joinable(self), PyBool_FromLong)
 HANDLE_GETTER(fenced, self->fenced, PyBool_FromLong)
-HANDLE_GETTER(inode, self->table->mapping->inode, PyLong_FromUnsignedLongLong)
 HANDLE_GETTER(inline_bytes, core(self)->inline_bytes, PyLong_FromUnsignedLong)
 HANDLE_GETTER(result_bytes, core(self)->result_bytes, PyLong_FromUnsignedLongLong)
+
+static PyObject *handle_table(Handle *self, void *Py_UNUSED(closure))
+{
+    return Py_NewRef((PyObject *)self->table);
+}
 
 #define HANDLE_GETSET(name, doc)                                                          \
     {#name, (getter)handle_##name, NULL, PyDoc_STR(doc), NULL}
 
 static PyGetSetDef handle_getset[] = {
+    HANDLE_GETSET(table, "The table of the flight, though its Merger may have closed it."),
     HANDLE_GETSET(slot, "Index of the flight's slot in the table."),
     HANDLE_GETSET(epoch, "Number of the leadership in its slot."),
     HANDLE_GETSET(generation, "Number of the flight in its slot."),
@@ -410,7 +443,6 @@ static PyGetSetDef handle_getset[] = {
     HANDLE_GETSET(followers, "Lead: who was waiting when the flight ended."),
     HANDLE_GETSET(joinable, "Whether a caller that comes now may still join the flight."),
     HANDLE_GETSET(fenced, "Lead: whether finish found that somebody else leads."),
-    HANDLE_GETSET(inode, "Inode of the segment, which may have been replaced since."),
     HANDLE_GETSET(inline_bytes, "Largest payload that fits into the slot."),
     HANDLE_GETSET(result_bytes, "Largest payload that may be published at all."),
     HANDLE_GETSET(active, "Whether this handle still has something to give back."),
@@ -423,6 +455,7 @@ static PyMethodDef lead_methods[] = {
      PyDoc_STR("End the flight with an exception; False if it has to be encoded and published.")},
     {"publish", (PyCFunction)lead_publish, METH_VARARGS,
      PyDoc_STR("publish(kind, payload, value): end the flight with a payload; False if fenced.")},
+    {"seal", (PyCFunction)lead_seal, METH_NOARGS, PyDoc_STR("Close the flight to newcomers.")},
     {"abandon", (PyCFunction)lead_abandon_method, METH_NOARGS,
      PyDoc_STR("End the leadership without a result: a follower takes over.")},
     {NULL, NULL, 0, NULL}};
@@ -435,7 +468,7 @@ static PyMethodDef follow_methods[] = {
     {"takeover", (PyCFunction)follow_takeover, METH_VARARGS,
      PyDoc_STR("takeover(lease_ns, max_takeovers): a Lead, or a status.")},
     {"leave", (PyCFunction)(void (*)(void))follow_leave, METH_FASTCALL,
-     PyDoc_STR("leave(timed_out=False): give the cell back; True: unlink the extra segment.")},
+     PyDoc_STR("leave(how): give the cell back; True: unlink the extra segment.")},
     {NULL, NULL, 0, NULL}};
 
 #define HANDLE_FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE)
@@ -547,12 +580,8 @@ static PyObject *table_begin(Table *self, PyObject *const *args, Py_ssize_t coun
         Py_DECREF(handle);
         return PyLong_FromLong(status);
     }
-    if (status == UF_FOLLOWER) {
-        /* Same struct, other methods; the instance is not visible to anybody yet. */
-        Py_INCREF(self->follow_type);
-        Py_DECREF(self->lead_type);
-        ((PyObject *)handle)->ob_type = self->follow_type;
-    }
+    if (status == UF_FOLLOWER)
+        become(handle, self->follow_type);
     handle->owner = caller.owner;
     handle->active = true;
     return (PyObject *)handle;
@@ -756,6 +785,11 @@ static PyObject *table_identity(Table *self, void *Py_UNUSED(closure))
                          (unsigned long long)self->mapping->inode);
 }
 
+static PyObject *table_path(Table *self, void *Py_UNUSED(closure))
+{
+    return Py_NewRef(self->path);
+}
+
 static PyMethodDef table_methods[] = {
     {"begin", (PyCFunction)(void (*)(void))table_begin, METH_FASTCALL,
      PyDoc_STR("begin(key, lease_ns, max_takeovers): a Lead, a Follow, a status, or None.")},
@@ -777,6 +811,7 @@ static PyMethodDef table_methods[] = {
 
 static PyGetSetDef table_getset[] = {
     {"damaged", (getter)table_damaged, NULL, PyDoc_STR("Whether it was given up."), NULL},
+    {"path", (getter)table_path, NULL, PyDoc_STR("Path of the segment's file, or None."), NULL},
     {"identity", (getter)table_identity, NULL, PyDoc_STR("(device, inode) of the segment."), NULL},
     {NULL, NULL, NULL, NULL, NULL}};
 
@@ -902,6 +937,22 @@ static PyObject *shm_look(PyObject *module, PyObject *follows)
     return Py_BuildValue("NK", indices, (unsigned long long)(next_ns - now_ns));
 }
 
+/* give_back(anything): a Lead is abandoned, a Follow leaves; anything else is let be.  One C call,
+ * so that no signal handler can raise between an exception and this. */
+static PyObject *shm_give_back(PyObject *module, PyObject *object)
+{
+    ModuleState *state = PyModule_GetState(module);
+    struct uf_remains remains;
+    if (Py_TYPE(object) == state->lead_type) {
+        lead_abandon((Handle *)object);
+    } else if (Py_TYPE(object) == state->follow_type) {
+        leave((Handle *)object, UF_LEAVING_EMPTY, &remains);
+        if (remains.extra_segment)
+            UF_STORE(core((Handle *)object)->header->leaked, 1);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyObject *shm_checksum(PyObject *Py_UNUSED(module), PyObject *data)
 {
     Py_buffer buffer;
@@ -945,6 +996,7 @@ static PyMethodDef module_methods[] = {
     {"segment_bytes", shm_segment_bytes, METH_VARARGS, PyDoc_STR("Size of a table.")},
     {"attach", shm_attach, METH_VARARGS, PyDoc_STR("Map a table.")},
     {"look", shm_look, METH_O, PyDoc_STR("Which Follows have news, and when to look again.")},
+    {"give_back", shm_give_back, METH_O, PyDoc_STR("Let go of a flight, if it is one.")},
     {"checksum", shm_checksum, METH_O, PyDoc_STR("Checksum of an extra segment's content.")},
     {"format", shm_format, METH_NOARGS, PyDoc_STR("Number of the layout and ABI.")},
 #ifdef UNIFLIGHT_CRASH_POINTS
@@ -960,6 +1012,7 @@ static const struct {
     {"LEADERLESS", UF_LEADERLESS}, {"TIMED_OUT", UF_TIMED_OUT},
     {"LOCK_TIMEOUT", UF_LOCK_TIMEOUT}, {"NO_SLOT", UF_NO_SLOT}, {"NO_CELL", UF_NO_CELL},
     {"NO_THREAD", UF_NO_THREAD}, {"DAMAGED", UF_DAMAGED},
+    {"LEAVING_TIMED_OUT", UF_LEAVING_TIMED_OUT}, {"LEAVING_SERVED", UF_LEAVING_SERVED},
     {"PAYLOAD_NONE", UF_PAYLOAD_NONE}, {"PAYLOAD_VALUE", UF_PAYLOAD_VALUE},
     {"PAYLOAD_EXTRA", UF_PAYLOAD_EXTRA}, {"PAYLOAD_ERROR", UF_PAYLOAD_ERROR},
     {"PAYLOAD_LOCAL", UF_PAYLOAD_LOCAL}, {"PAYLOAD_UNSHAREABLE", UF_PAYLOAD_UNSHAREABLE},

@@ -13,12 +13,11 @@ it sleeps until the flight has news:
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from .codec import Codec, MsgpackCodec, check_codec
-from .core import Follow, Lead, shm
+from .codec import Codec, MsgpackCodec, ResultTooLarge, check_codec
+from .core import Follow, Lead, Table, shm
 from .errors import (
     FlightTimeout,
     LeaderDied,
@@ -26,6 +25,7 @@ from .errors import (
     TableUnavailable,
     show,
     type_name,
+    warn,
 )
 from .failure import decode_failure, encode_failure
 from .limits import Limits
@@ -51,6 +51,9 @@ _ADVICE = {
     "lock_timeout": "a process that holds a lock of the table is stopped: continue or kill it",
     "damaged": "the table's memory holds what this library never writes; it is being replaced",
 }
+
+
+_TABLE_DECIDES = 1 << 40  # bytes; the limit that holds is the table's result_bytes
 
 
 class Solo(NamedTuple):
@@ -103,13 +106,15 @@ class BaseMerger:
     ) -> None:
         self._name = check_name(name)
         self._scope = PerHost() if scope is None else scope
-        if not isinstance(self._scope, Scope):
-            raise TypeError(f"scope must have a partition() method: {show(scope)} has none")
+        if isinstance(scope, (str, bytes, type)) or not isinstance(self._scope, Scope):
+            raise TypeError(
+                f"scope must have a partition() method, as PerHost() has; {show(scope)} is no scope"
+            )
         self._options = Options(timeout, on_timeout, lease, max_takeovers, strict)
         self._limits = Limits() if limits is None else limits
         if not isinstance(self._limits, Limits):
             raise TypeError(f"limits must be Limits(...), not {type(limits).__name__}")
-        self._codec: Codec = MsgpackCodec() if codec is None else codec
+        self._codec: Codec = MsgpackCodec(max_bytes=_TABLE_DECIDES) if codec is None else codec
         check_codec(self._codec)
         self._segment: Segment | _ClosedSegment = Segment.open(name, self._scope, self._limits)
 
@@ -235,13 +240,13 @@ class BaseMerger:
                 f"{self._name!r}: waiting for it here would never end. Call the function "
                 "directly, or use another key"
             )
-        return self._solo(_reason(step))
+        return self._solo(_reason(step), self._segment.table)
 
-    def _solo(self, reason: str) -> Solo:
+    def _solo(self, reason: str, table: Table) -> Solo:
         """Count a call that runs alone, or refuse it if the caller is strict."""
         if self._options.strict and reason in _ADVICE:
             raise TableUnavailable(reason, _ADVICE[reason], self._name)
-        self._segment.table.count_solo(shm.SOLO_REASONS.index(reason))
+        table.count_solo(shm.SOLO_REASONS.index(reason))
         return Solo(reason)
 
     def _complete(self, lead: Lead, value: object) -> None:
@@ -251,54 +256,54 @@ class BaseMerger:
             ResultNotShareable: with ``strict``, if the value cannot be shared exactly.
         """
         strict = self._options.strict
-        if not strict and lead.finish(value):
+        if strict:
+            lead.seal()  # the function has returned; encoding takes its time
+        elif lead.finish(value):
             return
         try:
-            payload = memoryview(self._encode(value)).cast("B")
+            payload = self._encode(value, lead.result_bytes)
+            self._publish(lead, value, payload)
         except ResultNotShareable as error:
-            lead.publish(shm.PAYLOAD_UNSHAREABLE, self._encode_failure(error), value)
+            too_large = isinstance(error, ResultTooLarge)
+            kind = shm.PAYLOAD_TOO_LARGE if too_large else shm.PAYLOAD_UNSHAREABLE
+            lead.publish(kind, self._encode_failure(error), value)
             if strict:
                 raise
             _warn_once(self._name, error)
-            return
-        self._publish(lead, value, payload)
 
-    def _encode(self, value: object) -> bytes | bytearray | memoryview:
+    def _encode(self, value: object, most: int) -> memoryview:
         try:
-            return self._codec.encode(value)
+            codec = self._codec
+            if type(codec) is MsgpackCodec:  # may say early that it is too large
+                return memoryview(codec.encode_within(value, min(most, codec.max_bytes)))
+            return memoryview(codec.encode(value)).cast("B")
         except ResultNotShareable:
             raise
         except Exception as error:  # of the user's codec, or of a registered function
             raise ResultNotShareable(
-                type_name(type(value)),
-                "$",
-                f"the codec failed: {type(error).__name__}: {show(error, 200)}",
+                type_name(type(value)), "$", f"the codec failed: {show(error, 200)}"
             ) from error
 
     def _encode_failure(self, error: BaseException) -> bytes:
         return encode_failure(error, self._codec, os.getpid())
 
     def _publish(self, lead: Lead, value: object, payload: memoryview) -> None:
-        if len(payload) <= lead.inline_bytes:
-            lead.publish(shm.PAYLOAD_VALUE, payload, value)
-            return
         try:
             if len(payload) > lead.result_bytes:
                 raise OSError(f"the table's limit, result_bytes, is {lead.result_bytes:,}")
-            self._publish_extra(lead, value, payload)
+            if len(payload) > lead.inline_bytes:
+                self._publish_extra(lead, value, payload)
+            else:
+                lead.publish(shm.PAYLOAD_VALUE, payload, value)
         except OSError as error:
-            too_large = ResultNotShareable(
+            raise ResultTooLarge(
                 type_name(type(value)),
                 "$",
                 f"its {len(payload):,} encoded bytes cannot be shared: {error}",
-            )
-            lead.publish(shm.PAYLOAD_TOO_LARGE, self._encode_failure(too_large), value)
-            if self._options.strict:
-                raise too_large from error
-            _warn_once(self._name, too_large)
+            ) from error
 
     def _publish_extra(self, lead: Lead, value: object, payload: memoryview) -> None:
-        extra = Extra(self._segment.segment, lead.inode, lead.slot, lead.epoch)
+        extra = Extra.of(lead, lead.epoch)
         wanted = False
         try:
             size_and_sum = write_extra(extra, payload)
@@ -333,32 +338,34 @@ class BaseMerger:
         """Take what the leader left, and leave the flight."""
         kind, payload, local, followers, takeovers, leader_pid, epoch = follow.take()
         landed = Landed(followers=followers, takeovers=takeovers, leader_pid=leader_pid)
-        extra = Extra(self._segment.segment, follow.inode, follow.slot, epoch)
+        extra = Extra.of(follow, epoch)
         try:
-            if kind == shm.PAYLOAD_DIED:
-                return landed._replace(died=True)
-            if kind == shm.PAYLOAD_ERROR:
-                return landed._replace(failure=payload)  # type: ignore[arg-type]
-            if local is not None:
-                return landed._replace(value=local[0])
-            if kind == shm.PAYLOAD_VALUE:
-                value = self._codec.decode(memoryview(payload))  # type: ignore[arg-type]
-                return landed._replace(value=value)
-            if kind == shm.PAYLOAD_EXTRA:
-                value = read_extra(extra, payload, self._codec.decode)  # type: ignore[arg-type]
-                return landed._replace(value=value)
-            if kind in (shm.PAYLOAD_UNSHAREABLE, shm.PAYLOAD_TOO_LARGE):
-                reason = "too_large" if kind == shm.PAYLOAD_TOO_LARGE else "not_shareable"
-                problem = decode_failure(payload, self._codec)  # type: ignore[arg-type]
-                return landed._replace(solo=reason, problem=problem)
-            return landed._replace(solo="damaged")
+            landed = landed._replace(**self._open(kind, payload, local, extra))
         except Exception as error:
-            return landed._replace(
-                solo="not_decodable", problem=self._not_decodable(error, leader_pid)
-            )
+            problem = self._not_decodable(error, leader_pid)
+            landed = landed._replace(solo="not_decodable", problem=problem)
         finally:
-            if follow.leave():
+            served = landed.solo is None
+            if follow.leave(shm.LEAVING_SERVED if served else 0):
                 extra.remove()
+        return landed
+
+    def _open(self, kind: int, payload: Any, local: tuple[object] | None, extra: Extra) -> Any:
+        """Return the fields of ``Landed`` that depend on what the leader published."""
+        if kind == shm.PAYLOAD_DIED:
+            return {"died": True}
+        if kind == shm.PAYLOAD_ERROR:
+            return {"failure": payload}
+        if local is not None:
+            return {"value": local[0]}
+        if kind == shm.PAYLOAD_VALUE:
+            return {"value": self._codec.decode(memoryview(payload))}
+        if kind == shm.PAYLOAD_EXTRA:
+            return {"value": read_extra(extra, payload, self._codec.decode)}
+        if kind in (shm.PAYLOAD_UNSHAREABLE, shm.PAYLOAD_TOO_LARGE):
+            reason = "too_large" if kind == shm.PAYLOAD_TOO_LARGE else "not_shareable"
+            return {"solo": reason, "problem": decode_failure(payload, self._codec)}
+        return {"solo": "damaged"}
 
     def _not_decodable(self, error: Exception, leader_pid: int) -> ResultNotShareable:
         problem = ResultNotShareable(
@@ -371,7 +378,9 @@ class BaseMerger:
             _warn_once(self._name, problem)
         return problem
 
-    def _deliver(self, landed: Landed, key: object, waited: float) -> Outcome[Any] | Solo:
+    def _deliver(
+        self, landed: Landed, key: object, waited: float, table: Table
+    ) -> Outcome[Any] | Solo:
         """Give one follower what its flight left: a value, an exception, or leave to run alone.
 
         Raises:
@@ -385,13 +394,16 @@ class BaseMerger:
                 problem = self._not_decodable(damage, landed.leader_pid)
                 landed = landed._replace(failure=None, solo="not_decodable", problem=problem)
             else:
-                raise error  # its cause is set: LeaderPanicked
+                try:
+                    raise error  # its cause is set: LeaderPanicked
+                finally:
+                    del error  # or it and this frame would keep each other alive
         if landed.died:
             raise LeaderDied(key, landed.takeovers, landed.leader_pid)
         if landed.solo is not None:
             if landed.problem is not None and self._options.strict:
                 raise landed.problem
-            return self._solo(landed.solo)
+            return self._solo(landed.solo, table)
         return Outcome(
             landed.value,
             Role.FOLLOWER,
@@ -401,7 +413,7 @@ class BaseMerger:
             landed.leader_pid,
         )
 
-    def _timed_out(self, key: object, waited: float) -> Solo:
+    def _timed_out(self, key: object, waited: float, table: Table) -> Solo:
         """Say what a follower does whose timeout is over.
 
         Raises:
@@ -409,7 +421,7 @@ class BaseMerger:
         """
         if self._options.on_timeout == "raise":
             raise FlightTimeout(key, self._options.timeout or 0.0, waited)
-        return self._solo("timeout")
+        return self._solo("timeout", table)
 
 
 def _reason(status: int | None) -> str:
@@ -432,11 +444,7 @@ def _warn_once(table: str, problem: ResultNotShareable) -> None:
     if about in _warned or len(_warned) >= 1000:
         return
     _warned.add(about)
-    warnings.warn(
-        f"table {table!r}: followers run the function themselves. {problem}",
-        RuntimeWarning,
-        stacklevel=4,
-    )
+    warn(f"table {table!r}: followers run the function themselves. {problem}")
 
 
 def _reopen(cls: Callable[..., Self], name: str, arguments: dict[str, Any]) -> Self:

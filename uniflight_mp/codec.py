@@ -216,6 +216,10 @@ class _Encoding:
         return made if any(map(is_not, values, made)) else values
 
 
+class ResultTooLarge(ResultNotShareable):
+    """The result as a whole is over the limit."""
+
+
 class _TooLarge(Exception):
     """The value takes more than the limit."""
 
@@ -365,7 +369,7 @@ class MsgpackCodec:
         except Exception as error:
             kind = type_name(type(value))
             raise ResultNotShareable(kind, "$", f"encoding it raised {show(error)}") from error
-        raise ResultNotShareable(type_name(type(value)), "$", detail)
+        raise ResultTooLarge(type_name(type(value)), "$", detail)
 
     def decode(self, payload: memoryview | bytes) -> object:
         """Return the value that ``encode`` made ``payload`` from.

@@ -65,7 +65,7 @@ async def resume(
                 timer.cancel()
         waited = (time.monotonic_ns() - started_ns) / 1e9
         if result.__class__ is Landed:
-            step = merger._deliver(result, key, waited)
+            step = merger._deliver(result, key, waited, flight.table)
             if isinstance(step, Outcome):
                 return step
         elif result is RETRY:
@@ -73,7 +73,7 @@ async def resume(
             timer = _set_timer(merger, desk, step, waited)
         elif result is None:
             desk.leave(flight, step, True)
-            step = merger._timed_out(key, waited)
+            step = merger._timed_out(key, waited, flight.table)
         else:
             step = result
     pid = os.getpid()

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import _shm as shm
-    from ._shm import Follow, Lead, Table
+    from ._shm import Follow, Lead, Table, give_back
 else:
     try:
         from . import _shm as shm
-        from ._shm import Follow, Lead, Table
+        from ._shm import Follow, Lead, Table, give_back
     except ImportError:
         shm = None
         Follow = Lead = Table = type("NotBuilt", (), {})
+        give_back = None
 
-__all__ = ["Follow", "Lead", "Table", "is_built", "shm"]
+__all__ = ["Follow", "Lead", "Table", "give_back", "is_built", "shm"]
 
 
 def is_built() -> bool:

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from .base import BaseMerger, Landed, Solo
-from .core import Follow, Lead, shm
+from .core import Follow, Lead, Table, shm
 from .errors import show
 from .keys import encode_key
 
@@ -72,10 +72,11 @@ class Reactor(Protocol):
 class LocalFlight:
     """One flight, as far as one loop is concerned: led from here, or waited for from here."""
 
-    __slots__ = ("__weakref__", "caller", "due_ns", "follow", "lead", "name", "tickets")
+    __slots__ = ("__weakref__", "caller", "due_ns", "follow", "lead", "name", "table", "tickets")
 
-    def __init__(self, name: object, lease_ns: int | None) -> None:
+    def __init__(self, name: object, lease_ns: int | None, table: Table) -> None:
         self.name = name
+        self.table = table
         self.due_ns = None if lease_ns is None else time.monotonic_ns() + lease_ns
         self.lead: Lead | None = None
         self.follow: Follow | None = None
@@ -121,10 +122,11 @@ class Desk:
                 return flight, self._join(flight, merger, caller)
             del self._flights[name]
         options = merger._options
-        step: Lead | Follow | Solo | int | None = merger._segment.table.begin(
+        table = merger._segment.table
+        step: Lead | Follow | Solo | int | None = table.begin(
             key, options.lease_ns, options.max_takeovers, self._doorbell
         )
-        flight = LocalFlight(name, options.lease_ns)
+        flight = LocalFlight(name, options.lease_ns, table)
         if step.__class__ is not Lead:
             step = merger._enter(key, step, self._doorbell)  # type: ignore[arg-type]
         if isinstance(step, Solo):
@@ -181,7 +183,7 @@ class Desk:
         if not flight.tickets and flight.follow is not None:
             self._close(flight)
             follow, flight.follow = flight.follow, None
-            follow.leave(timed_out)
+            follow.leave(shm.LEAVING_TIMED_OUT if timed_out else 0)
 
     # ---- inside -------------------------------------------------------------------------
 

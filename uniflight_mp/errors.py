@@ -8,6 +8,8 @@ exceptions home by pickle). The fields are also ``args``, in the order of the co
 from __future__ import annotations
 
 import reprlib
+import sys
+import warnings
 
 __all__ = [
     "FlightTimeout",
@@ -21,6 +23,7 @@ __all__ = [
 ]
 
 _TEXT_LIMIT = 500
+_PACKAGE = __name__.partition(".")[0] + "."
 
 
 def clip(text: str, limit: int) -> str:
@@ -68,6 +71,14 @@ def type_name(cls: type, limit: int = 200) -> str:
     except BaseException:
         return "<type without a name>"
     return clip(full, limit)
+
+
+def warn(text: str) -> None:
+    """Warn, at the line of the caller outside this package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, RuntimeWarning, stacklevel=level)
 
 
 class UniflightError(Exception):

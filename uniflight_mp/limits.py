@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+
+from .failure import FAILURE_BYTES
 
 __all__ = ["Limits"]
 
@@ -28,7 +30,8 @@ class Limits:
             little earlier than the table.
         waiters: callers that can wait at once. All ``threads`` can wait for one key.
         threads: threads, of all processes, that use the table.
-        inline_bytes: largest encoded result that is kept in the table itself.
+        inline_bytes: largest encoded result that is kept in the table itself; at least 3,072,
+            which is room for any exception, and a multiple of 64 are used.
         result_bytes: largest encoded result that is shared; followers of a larger one run the
             function themselves.
 
@@ -42,6 +45,11 @@ class Limits:
     threads: int = 1024
     inline_bytes: int = 4096
     result_bytes: int = 64 << 20
+
+    def rounded(self) -> Limits:
+        """Return the limits that a table made for these has, as far as they can be compared."""
+        inline_bytes = (max(self.inline_bytes, FAILURE_BYTES) + 63) // 64 * 64
+        return replace(self, inline_bytes=inline_bytes)
 
     def __post_init__(self) -> None:
         for field in fields(self):

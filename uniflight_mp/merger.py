@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from .base import BaseMerger, Solo
 from .coalesce import Coalesced, KeyMaker, wrap
-from .core import Follow, Lead, shm
+from .core import Follow, Lead, give_back, shm
 from .outcome import Outcome, Role
 
 if TYPE_CHECKING:
@@ -27,12 +27,15 @@ _GEVENT: Final = "gevent.monkey"
 _modules: Final = sys.modules
 
 
-def _refusal(func: object, coroutine: Any) -> TypeError:
-    coroutine.close()  # or Python would warn that it was never awaited
-    return TypeError(
-        f"Merger runs plain functions, and {func!r} returned a coroutine. Use AsyncMerger: "
-        "await merger.execute(key, func)"
-    )
+def _plain(func: object, value: T) -> T:
+    """Return what a function returned, unless it was a coroutine function."""
+    if isinstance(value, CoroutineType):
+        value.close()  # or Python would warn that it was never awaited
+        raise TypeError(
+            f"Merger runs plain functions, and {func!r} returned a coroutine. Use AsyncMerger: "
+            "await merger.execute(key, func)"
+        )
+    return value
 
 
 def _is_patched() -> bool:
@@ -91,9 +94,14 @@ class Merger(BaseMerger):
         # The way of almost every call, spelled out: it is to cost no more than it must.
         options = self._options
         step = self._segment.table.begin(key, options.lease_ns, options.max_takeovers)
-        if step.__class__ is Lead:
-            return self._lead(step, func, args, kwargs)
-        return self._resume(key, self._enter(key, step), func, args, kwargs).value
+        # Deallocation gives a flight back too, but who keeps the exception keeps this frame.
+        try:
+            if step.__class__ is Lead:
+                return self._lead(step, func, args, kwargs)
+            return self._resume(key, step, func, args, kwargs).value
+        except BaseException:
+            give_back(step)
+            raise
 
     def flight(
         self, key: object, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
@@ -101,7 +109,12 @@ class Merger(BaseMerger):
         """Do as ``execute``, and tell how the value was come by. Raises what it raises."""
         if _GEVENT in _modules and _is_patched():
             return self._cooperate(key, func, args, kwargs)
-        return self._resume(key, self._enter(key, self._begin(key)), func, args, kwargs)
+        step = self._begin(key)
+        try:
+            return self._resume(key, step, func, args, kwargs)
+        except BaseException:
+            give_back(step)
+            raise
 
     def submit(
         self,
@@ -187,7 +200,7 @@ class Merger(BaseMerger):
             raise
         if value.__class__ is CoroutineType:
             lead.abandon()
-            raise _refusal(func, value)
+            _plain(func, value)
         self._complete(lead, value)
         return value
 
@@ -199,10 +212,7 @@ class Merger(BaseMerger):
         from .green import desk_of
 
         async def run(*args: Any, **kwargs: Any) -> T:
-            value = func(*args, **kwargs)
-            if value.__class__ is CoroutineType:
-                raise _refusal(func, value)
-            return value
+            return _plain(func, func(*args, **kwargs))
 
         desk = desk_of(self._segment)
         flight, step = desk.enter(self, key)
@@ -211,36 +221,43 @@ class Merger(BaseMerger):
     def _resume(
         self,
         key: object,
-        step: Lead | Follow | Solo,
+        begun: Lead | Follow | int | None,
         func: Callable[..., T],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Outcome[T]:
-        """Carry a call on from whatever its last step was, to its outcome."""
+        """Carry a call on from what ``_begin`` answered, to its outcome."""
         waited = 0.0
-        if isinstance(step, Follow):
-            started_ns = time.monotonic_ns()
-            result = self._follow(key, step, started_ns)
-            if isinstance(result, Outcome):
-                return result
-            step, waited = result, (time.monotonic_ns() - started_ns) / 1e9
-        pid = os.getpid()
-        if isinstance(step, Solo):
-            return Outcome(func(*args, **kwargs), Role.SOLO, 0, waited, 0, pid)
-        value = self._lead(step, func, args, kwargs)
-        return Outcome(value, Role.LEADER, step.followers, waited, step.takeovers, pid)
+        entered = self._enter(key, begun)
+        try:
+            step: Lead | Solo | Outcome[T] = entered  # type: ignore[assignment]
+            if isinstance(entered, Follow):
+                started_ns = time.monotonic_ns()
+                step = self._follow(key, entered, started_ns)
+                waited = (time.monotonic_ns() - started_ns) / 1e9
+            if isinstance(step, Outcome):
+                return step
+            pid = os.getpid()
+            if isinstance(step, Solo):
+                return Outcome(_plain(func, func(*args, **kwargs)), Role.SOLO, 0, waited, 0, pid)
+            value = self._lead(step, func, args, kwargs)
+            return Outcome(value, Role.LEADER, step.followers, waited, step.takeovers, pid)
+        except BaseException:
+            give_back(entered)
+            raise
 
     def _follow(self, key: object, follow: Follow, started_ns: int) -> Lead | Solo | Outcome[Any]:
         """Sleep until the flight has landed, or this caller is to lead or has waited enough."""
-        timeout_ns = self._options.timeout_ns
+        timeout_ns, table = self._options.timeout_ns, follow.table
         deadline_ns = None if timeout_ns is None else started_ns + timeout_ns
         while True:
             status = follow.wait(deadline_ns)
             if status == shm.TIMED_OUT:
-                follow.leave(True)
-                return self._timed_out(key, (time.monotonic_ns() - started_ns) / 1e9)
+                follow.leave(shm.LEAVING_TIMED_OUT)
+                return self._timed_out(key, (time.monotonic_ns() - started_ns) / 1e9, table)
             step = self._advance(follow, status)
             if isinstance(step, Lead):
                 return step
             if step is not None:
-                return self._deliver(step, key, (time.monotonic_ns() - started_ns) / 1e9)
+                waited = (time.monotonic_ns() - started_ns) / 1e9
+                return self._deliver(step, key, waited, table)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from .core import Table, shm
+from .core import Follow, Lead, Table, shm
 from .shmfile import SHM_DIR, unlink
 
 __all__ = ["Extra", "extra_segments", "read_extra", "reap_results", "write_extra"]
@@ -33,6 +33,13 @@ class Extra(NamedTuple):
     inode: int
     slot: int
     epoch: int
+
+    @classmethod
+    def of(cls, handle: Lead | Follow, epoch: int) -> Extra:
+        """Name that of a handle's flight under the leadership ``epoch``."""
+        table = handle.table
+        segment = (table.path or "").rpartition("/")[2]
+        return cls(segment, table.identity[1], handle.slot, epoch)
 
     @property
     def name(self) -> str:

@@ -11,18 +11,26 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import warnings
 import weakref
 from contextlib import suppress
 from typing import ClassVar, Final, NamedTuple
 
 from .core import Table, is_built, shm
-from .errors import TableCorrupt, TableMismatch, TableUnavailable
+from .errors import TableCorrupt, TableMismatch, TableUnavailable, warn
 from .keys import encode_key
 from .limits import Limits
 from .results import extra_segments, reap_results
 from .scopes import Scope
-from .shmfile import LOCK_SECONDS, SHM_DIR, locked, open_file, path_of, segment_name, unlink
+from .shmfile import (
+    LOCK_SECONDS,
+    SHM_DIR,
+    locked,
+    open_file,
+    path_of,
+    refusal,
+    segment_name,
+    unlink,
+)
 
 __all__ = ["Reaped", "Segment", "attach_read_only", "destroy", "reap"]
 
@@ -60,14 +68,17 @@ def _create(segment: str, name: str, limits: Limits) -> int:
         limits.flights,
         limits.waiters,
         limits.threads,
-        limits.inline_bytes,
+        limits.rounded().inline_bytes,
         limits.result_bytes,
     )
     size = shm.segment_bytes(*numbers)
     if size == 0:
         raise ValueError(f"no table can be made with {limits}: too large in all")
     draft = segment + "~draft"
-    unlink(draft)  # of a creator that died
+    try:
+        unlink(draft)  # of a creator that died
+    except OSError as error:
+        raise refusal(path_of(draft), name, f"is in the way ({error.strerror})") from error
     fd: int = posix_ipc.SharedMemory("/" + draft, posix_ipc.O_CREX, mode=0o600).fd
     try:
         os.fchmod(fd, 0o600)  # whatever the umask took away
@@ -118,14 +129,11 @@ def _warn_of_other_limits(table: Table, name: str, limits: Limits) -> None:
         found["inline_bytes"],
         found["result_bytes"],
     )
-    inline_bytes = (limits.inline_bytes + 63) // 64 * 64
-    if have != Limits(**{**limits.__dict__, "inline_bytes": inline_bytes}):
-        warnings.warn(
+    if have != limits.rounded():
+        warn(
             f"table {name!r} exists with {have}, not with {limits}: the limits of the process "
             "that created it hold. To change them, stop its users and run "
-            f"'uniflight-mp destroy {name}'",
-            RuntimeWarning,
-            stacklevel=5,
+            f"'uniflight-mp destroy {name}'"
         )
 
 

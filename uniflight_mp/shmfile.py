@@ -62,8 +62,16 @@ def segment_name(name: str, partition: str = "") -> str:
     a table each.
 
     Raises:
+        TypeError, ValueError: ``partition`` cannot be part of a name.
         TableUnavailable: ``/proc`` is not mounted, so the PID namespace is unknown.
     """
+    if not isinstance(partition, str):
+        raise TypeError(f"a scope's partition() must return a str, not {partition!r:.80}")
+    if partition and not _NAME.fullmatch(partition):
+        raise ValueError(
+            "a scope's partition() must return at most 64 characters out of A-Z, a-z, 0-9, '.', "
+            f"'_' and '-', not {partition[:80]!r}"
+        )
     try:
         namespace = os.stat("/proc/self/ns/pid").st_ino
     except OSError as error:
@@ -144,7 +152,7 @@ def locked(segment: str, name: str, seconds: float = LOCK_SECONDS) -> Iterator[N
         ) from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR):
-            raise _refusal(path, name, f"cannot be used as a lock ({error.strerror})") from error
+            raise refusal(path, name, f"cannot be used as a lock ({error.strerror})") from error
         raise
     try:
         _check_file(os.stat(path, follow_symlinks=False), path, name)
@@ -153,7 +161,7 @@ def locked(segment: str, name: str, seconds: float = LOCK_SECONDS) -> Iterator[N
         lock.release()
 
 
-def _refusal(path: str, name: str, what: str) -> TableUnavailable:
+def refusal(path: str, name: str, what: str) -> TableUnavailable:
     return TableUnavailable(
         "refused",
         f"{path} {what}. Somebody else put it there: remove it, or choose another table name",
@@ -164,13 +172,13 @@ def _refusal(path: str, name: str, what: str) -> TableUnavailable:
 def _check_file(status: os.stat_result, path: str, name: str) -> None:
     """Refuse what this user's own process would not have made."""
     if not stat.S_ISREG(status.st_mode):
-        raise _refusal(path, name, "is not a regular file")
+        raise refusal(path, name, "is not a regular file")
     if status.st_uid != os.geteuid():
-        raise _refusal(path, name, f"belongs to {_user(status.st_uid)}, not to {_user()}")
+        raise refusal(path, name, f"belongs to {_user(status.st_uid)}, not to {_user()}")
     if stat.S_IMODE(status.st_mode) != 0o600:
-        raise _refusal(path, name, f"has mode {stat.S_IMODE(status.st_mode):04o} instead of 0600")
+        raise refusal(path, name, f"has mode {stat.S_IMODE(status.st_mode):04o} instead of 0600")
     if status.st_nlink > 1:
-        raise _refusal(path, name, f"has {status.st_nlink} hard links instead of 1")
+        raise refusal(path, name, f"has {status.st_nlink} hard links instead of 1")
 
 
 def _user(uid: int | None = None) -> str:
@@ -194,11 +202,12 @@ def open_file(segment: str, name: str) -> int | None:
     except posix_ipc.ExistentialError:
         return None
     except posix_ipc.PermissionsError as error:
-        raise _refusal(path, name, f"cannot be opened ({error})") from error
+        raise refusal(path, name, f"cannot be opened ({error})") from error
     except (OSError, ValueError, posix_ipc.Error) as error:  # ValueError: it is a directory
-        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        # posix_ipc raises a plain OSError, without a number, for a want of descriptors.
+        if isinstance(error, OSError) and error.errno in (None, errno.ENFILE, errno.ENOMEM):
             raise
-        raise _refusal(path, name, f"cannot be opened ({error})") from error
+        raise refusal(path, name, f"cannot be opened ({error})") from error
     try:
         _check_file(os.fstat(fd), path, name)
     except BaseException:

@@ -131,7 +131,7 @@ static void act_randomly(struct cast *cast, struct dice *dice)
     uint64_t number = roll(dice, 4), owner = cast->owner[roll(dice, 4)];
     struct uf_key key = {&number, sizeof number};
     struct uf_caller caller = {owner, roll(dice, 3) ? UF_NO_LEASE : 0, (uint32_t)roll(dice, 3),
-                               UF_WAIT};
+                               UF_WAIT, NULL};
     struct uf_flight fresh, *flight = &cast->flight[0];
     if (cast->flights > 0)
         flight = &cast->flight[roll(dice, (uint64_t)cast->flights)];
@@ -158,7 +158,7 @@ static void act_randomly(struct cast *cast, struct dice *dice)
     switch (roll(dice, 10)) {
     case 0: CHECK(is_an_answer(uf_finish(table, flight, &result, UF_WAIT, &remains))); break;
     case 1: CHECK(is_an_answer(uf_abandon(table, flight, UF_WAIT))); break;
-    case 2: CHECK(is_an_answer(uf_leave(table, flight, owner, false, UF_WAIT, &remains))); break;
+    case 2: CHECK(is_an_answer(uf_leave(table, flight, owner, UF_LEAVING_SERVED, UF_WAIT, &remains))); break;
     case 3: CHECK(is_an_answer(uf_takeover(table, &caller, flight))); break;
     case 4: CHECK(is_an_answer(uf_forget(table, &key, UF_WAIT, &found))); break;
     case 5: CHECK(is_an_answer(uf_reap(table, 0, UF_WAIT))); break;
@@ -275,7 +275,8 @@ static void follow(struct worker *worker, const struct uf_caller *caller, uint64
     }
     if (status == UF_DONE)
         take(worker, number, flight);
-    CHECK(is_an_answer(uf_leave(worker->table, flight, caller->owner, status == UF_TIMED_OUT,
+    CHECK(is_an_answer(uf_leave(worker->table, flight, caller->owner,
+                                  status == UF_TIMED_OUT ? UF_LEAVING_TIMED_OUT : UF_LEAVING_SERVED,
                                 UF_WAIT, &remains)));
 }
 

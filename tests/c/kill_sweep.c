@@ -67,7 +67,7 @@ static void abandon_k(struct uf_table *table, struct uf_caller *me, struct uf_fl
 static void leave_k(struct uf_table *table, struct uf_caller *me, struct uf_flight *flight)
 {
     struct uf_remains remains;
-    uf_leave(table, flight, me->owner, false, me->patience, &remains);
+    uf_leave(table, flight, me->owner, UF_LEAVING_SERVED, me->patience, &remains);
 }
 
 static void take_over_k(struct uf_table *table, struct uf_caller *me, struct uf_flight *flight)

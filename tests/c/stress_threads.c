@@ -198,7 +198,8 @@ static void lead(struct worker *worker, uint64_t key, const struct uf_flight *fl
 static void depart(struct worker *worker, const struct uf_flight *flight, bool timed_out)
 {
     struct uf_remains remains;
-    enum uf_status status = uf_leave(worker->table, flight, worker->caller.owner, timed_out,
+    enum uf_status status = uf_leave(worker->table, flight, worker->caller.owner,
+                                     timed_out ? UF_LEAVING_TIMED_OUT : UF_LEAVING_SERVED,
                                      UF_WAIT, &remains);
     CHECK(status == UF_OK || status == UF_LOCK_TIMEOUT);
     if (status == UF_OK)

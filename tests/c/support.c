@@ -27,7 +27,7 @@ void table_create(struct uf_table *table, uint32_t flights, uint32_t waiters, ui
 
 struct uf_caller caller_of(uint64_t owner)
 {
-    return (struct uf_caller){owner, UF_NO_LEASE, 3, UF_WAIT};
+    return (struct uf_caller){owner, UF_NO_LEASE, 3, UF_WAIT, NULL};
 }
 
 uint64_t claim(struct uf_table *table)
@@ -122,7 +122,7 @@ static void act(struct role *role, const struct order *order, struct answer *ans
 {
     struct uf_table *table = role->table;
     struct uf_key key = key_of(order->key);
-    struct uf_caller caller = {role->owner, order->lease_ns, order->max_takeovers, UF_WAIT};
+    struct uf_caller caller = {role->owner, order->lease_ns, order->max_takeovers, UF_WAIT, NULL};
     switch (order->act) {
     case ACT_BEGIN:
         answer->status = uf_begin(table, &caller, &key, &role->flight);
@@ -141,7 +141,8 @@ static void act(struct role *role, const struct order *order, struct answer *ans
         answer->status = uf_abandon(table, &role->flight, UF_WAIT);
         break;
     case ACT_LEAVE:
-        answer->status = uf_leave(table, &role->flight, role->owner, order->timed_out, UF_WAIT,
+        answer->status = uf_leave(table, &role->flight, role->owner,
+                                  order->timed_out ? UF_LEAVING_TIMED_OUT : UF_LEAVING_SERVED, UF_WAIT,
                                   &answer->remains);
         break;
     case ACT_TAKEOVER:

@@ -135,7 +135,7 @@ static void the_next_waiter_may_die_just_when_it_is_chosen(void *unused)
     CHECK_INT(ask(&leader, ACT_ABANDON, "").status, UF_OK);
     tell_wait(&last, 30 * SECOND);
     plan = (struct plan){life_of(&rig, next.owner), 0, true, kill_actor, &next};
-    CHECK_INT(uf_leave(&rig.table, &flight, rig.me.owner, true, UF_WAIT, &remains), UF_OK);
+    CHECK_INT(uf_leave(&rig.table, &flight, rig.me.owner, UF_LEAVING_TIMED_OUT, UF_WAIT, &remains), UF_OK);
     CHECK_INT(hear(&last).status, UF_LEADERLESS);
     CHECK_INT(take_over(&last), UF_LEADER);
     CHECK_INT(finish(&last, ""), UF_OK);
@@ -290,7 +290,7 @@ static void an_attempt_that_does_not_wait_resigns_nothing(void *unused)
     struct actor stopper = stopper_of(&rig);
     CHECK_INT(uf_finish(&rig.table, &flight, &result, UF_TRY, &remains), UF_BUSY);
     CHECK_INT(uf_abandon(&rig.table, &flight, UF_TRY), UF_BUSY);
-    CHECK_INT(uf_leave(&rig.table, &joined.flight, waiter.owner, false, UF_TRY, &remains), UF_BUSY);
+    CHECK_INT(uf_leave(&rig.table, &joined.flight, waiter.owner, UF_LEAVING_SERVED, UF_TRY, &remains), UF_BUSY);
     CHECK_INT(poll_now(&rig, &waiter, &joined.flight), UF_PENDING);
     stopper_end(&stopper);
     CHECK_INT(uf_finish(&rig.table, &flight, &result, UF_TRY, &remains), UF_OK);
@@ -322,7 +322,7 @@ static void a_leader_resigns(bool abandons)
     CHECK_INT(rig_begin(&rig, "k", &again), UF_FOLLOWER); /* no self-join: it leads no more */
     CHECK_INT(finish(&waiter, "w"), UF_OK);
     CHECK_INT(uf_wait(&rig.table, &again, rig.me.owner, UF_NO_DEADLINE), UF_DONE);
-    CHECK_INT(uf_leave(&rig.table, &again, rig.me.owner, false, UF_WAIT, &remains), UF_OK);
+    CHECK_INT(uf_leave(&rig.table, &again, rig.me.owner, UF_LEAVING_SERVED, UF_WAIT, &remains), UF_OK);
     actor_exit(&waiter);
     scene_end(&rig);
 }
@@ -443,7 +443,7 @@ static void a_late_leave_without_the_lock_does_not_evict_the_cells_next_owner(vo
     struct answer joined = ask(&young, ACT_BEGIN, "k");
     CHECK_INT(joined.flight.cell, left.flight.cell);
     struct actor stopper = stopper_of(&rig);
-    CHECK_INT(uf_leave(&rig.table, &left.flight, owner, false, UF_WAIT, &remains), UF_LOCK_TIMEOUT);
+    CHECK_INT(uf_leave(&rig.table, &left.flight, owner, UF_LEAVING_SERVED, UF_WAIT, &remains), UF_LOCK_TIMEOUT);
     stopper_end(&stopper);
     reap_all(&rig.table);
     CHECK_INT(poll_now(&rig, &young, &joined.flight), UF_PENDING);

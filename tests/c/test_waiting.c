@@ -190,7 +190,7 @@ static void an_interrupted_wait_says_so_and_can_go_on(void *unused)
     CHECK_INT(status, UF_DONE);
     CHECK_INT(hear(&leader).status, UF_OK);
     struct uf_remains remains;
-    CHECK_INT(uf_leave(&rig.table, &flight, rig.me.owner, false, UF_WAIT, &remains), UF_OK);
+    CHECK_INT(uf_leave(&rig.table, &flight, rig.me.owner, UF_LEAVING_SERVED, UF_WAIT, &remains), UF_OK);
     actor_exit(&leader);
     rig_end(&rig);
     (void)unused;
