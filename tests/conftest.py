@@ -72,12 +72,17 @@ def _run_once(sender, function, args, kwargs):
     sender.send_bytes(_run(function, args, kwargs))
 
 
+_STOP = b"stop"
+
+
 def _serve(connection):
     """Run job after job, in a child that was spawned; its imports are paid for once."""
     while True:
         try:
             job = connection.recv_bytes()
         except EOFError:
+            return
+        if job == _STOP:  # other children may have inherited the connection and keep it open
             return
         connection.send_bytes(_run(*pickle.loads(job)))
         del job
@@ -209,6 +214,8 @@ class Crew:
             elif self._servers.is_server(call.process):
                 with contextlib.suppress(EOFError, AssertionError, OSError):
                     call._message or call._receive(5)
+                if call._killed:
+                    call.process.join(BOUND)  # it looks alive for a moment yet
                 self._servers.give_back(call.process)
             else:
                 call.process.join(BOUND)
@@ -254,8 +261,10 @@ class _Servers:
 
     def end(self):
         for process, connection in self._connections.items():
+            with contextlib.suppress(OSError):
+                connection.send_bytes(_STOP)
             connection.close()
-            process.join(BOUND)
+            process.join(5)
             if process.is_alive():
                 process.kill()
                 process.join(BOUND)

@@ -77,13 +77,14 @@ async def start(*coroutines):
     return tasks
 
 
-def lead_until_followed(merger, value):
-    """In another process: lead the key until somebody follows, then return ``value``."""
+def lead_until_told(merger, gate, value):
+    """In another process: lead the key until the file ``gate`` exists, then return ``value``."""
 
     def function():
         deadline = time.monotonic() + BOUND
-        while not any(flight.followers for flight in merger.flights()):
+        while not gate.exists():
             assert time.monotonic() < deadline
+            time.sleep(0.001)
         return value
 
     return merger.flight("key", function)
@@ -129,14 +130,18 @@ def test_followers_in_the_leaders_loop_receive_the_very_object(run, table_name):
     run(main())
 
 
-def test_an_async_caller_follows_a_sync_leader_in_another_process(run, table_name, processes):
-    sync = Merger(table_name)
-    leader = processes.start(lead_until_followed, sync, {"x": (1, 2)})
+def test_an_async_caller_follows_a_sync_leader_in_another_process(
+    run, table_name, processes, tmp_path
+):
+    sync, gate = Merger(table_name), tmp_path / "gate"
+    leader = processes.start(lead_until_told, sync, gate, {"x": (1, 2)})
 
     async def main():
         await soon(sync.flights)
         merger = AsyncMerger(table_name)
-        outcomes = await asyncio.gather(*(merger.flight("key", never_async) for _ in range(10)))
+        tasks = await start(*(merger.flight("key", never_async) for _ in range(10)))
+        gate.touch()
+        outcomes = await asyncio.gather(*tasks)
         assert {outcome.role for outcome in outcomes} == {Role.FOLLOWER}
         assert outcomes[0].value == {"x": (1, 2)}
         assert len({id(outcome.value) for outcome in outcomes}) == 1
@@ -237,9 +242,7 @@ def test_a_follower_cancelled_when_it_is_chosen_passes_the_lead_on(run, table_na
     run(main())
 
 
-def test_cancelled_followers_leave_the_flight_alone_and_their_room_free(
-    run, table_name, leading
-):
+def test_cancelled_followers_leave_the_flight_alone_and_their_room_free(run, table_name, leading):
     sync = Merger(table_name)
     leader = leading(sync, "key")
 

@@ -1,0 +1,347 @@
+"""Contract: results that cannot be shared exactly, or are large. Nobody gets an altered value."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import warnings
+
+import pytest
+
+from uniflight_mp import Limits, Merger, MsgpackCodec, RawCodec, ResultNotShareable, Role
+
+SMALL = Limits(flights=64, waiters=64, threads=64, inline_bytes=4096, result_bytes=100_000)
+
+
+def never():
+    raise AssertionError("the function of a follower was called")
+
+
+def give(value):
+    return value
+
+
+class Opaque:
+    """No codec knows it."""
+
+
+class Text(str):
+    """Would come back as a plain str."""
+
+
+@dataclasses.dataclass
+class Price:
+    amount: int
+    note: object = None
+
+
+def extra_segments(merger):
+    part = merger._segment.segment + "~r"
+    return [name for name in os.listdir("/dev/shm") if name.startswith(part)]
+
+
+def flight_and_warnings(merger, key, function, *args):
+    """Call in this process; return the outcome and the texts of what was warned."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        outcome = merger.flight(key, function, *args)
+    return outcome, [str(warning.message) for warning in caught]
+
+
+def raw_flight(merger, key, function, *args):
+    """Call in this process and tell about its value what is short enough to send back."""
+    outcome = merger.flight(key, function, *args)
+    return outcome.role, len(outcome.value), outcome.value[:1]
+
+
+# ---- not shareable ----------------------------------------------------------------------
+
+UNSHAREABLE = {
+    "$": Opaque(),
+    "$.rows[3].owner": {"rows": [0, 1, 2, {"owner": Opaque()}]},
+    "$[0]": (Text("x"),),
+}
+
+
+@pytest.mark.parametrize("path", UNSHAREABLE)
+def test_of_an_unshareable_result_the_leader_keeps_its_own_and_processes_run_themselves(
+    merger, processes, leading, followed, path
+):
+    value = UNSHAREABLE[path]
+    leader = leading(merger, "key")
+    calls = [processes.start(merger.flight, "key", give, n) for n in range(2)]
+    thread = processes.start(merger.flight, "key", never, where="threads")
+    followed(merger, 3)
+    with pytest.warns(RuntimeWarning, match=re.escape(path)):
+        assert leader.outcome(value).value is value
+    assert thread.result().value is value
+    outcomes = [call.result() for call in calls]
+    assert [outcome.value for outcome in outcomes] == [0, 1]
+    assert {outcome.role for outcome in outcomes} == {Role.SOLO}
+    assert [outcome.leader_pid for outcome in outcomes] == [call.pid for call in calls]
+    assert merger.stats().solo["not_shareable"] == 2
+
+
+def test_the_leader_warns_once_about_a_type_and_path(merger, hands, leading, followed):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for value in [Opaque(), Opaque(), [Opaque()]]:
+            leader = leading(merger, "key")
+            call = hands.start(merger.flight, "key", give, 1, where="forked")
+            followed(merger)
+            leader.finish(value)
+            call.result()
+    texts = [str(warning.message) for warning in caught if "Opaque" in str(warning.message)]
+    assert len(texts) == 2
+    assert all("followers run the function themselves" in text for text in texts)
+
+
+def test_strict_raises_in_the_leader_without_any_follower(merger):
+    strict = merger.with_options(strict=True)
+    with pytest.raises(ResultNotShareable) as info:
+        strict.execute("key", give, {"rows": [0, 1, 2, {"owner": Opaque()}]})
+    assert info.value.path == "$.rows[3].owner"
+    assert info.value.type_name.endswith("Opaque")
+    assert strict.execute("key", give, 1) == 1
+
+
+def test_strict_raises_in_the_leader_and_in_strict_followers(merger, processes, leading, followed):
+    strict = merger.with_options(strict=True)
+    leader = leading(strict, "key")
+    call = processes.start(strict.flight, "key", never)
+    relaxed = processes.start(merger.flight, "key", give, 1)
+    followed(merger, 2)
+    error = leader.finish([Opaque()]).error()
+    assert (type(error), error.path) == (ResultNotShareable, "$[0]")
+    error = call.error()
+    assert (type(error), error.path) == (ResultNotShareable, "$[0]")
+    assert error.type_name.endswith("Opaque")
+    assert relaxed.result().role is Role.SOLO
+    assert merger.stats().failures == 0
+
+
+def test_a_strict_follower_raises_where_its_leader_was_not_strict(merger, hands, leading, followed):
+    leader = leading(merger, "key")
+    call = hands.start(merger.with_options(strict=True).flight, "key", never, where="forked")
+    followed(merger)
+    with pytest.warns(RuntimeWarning):
+        leader.finish([Opaque()])
+    assert call.error().path == "$[0]"
+
+
+# ---- undecodable ------------------------------------------------------------------------
+
+
+def deploy(table_name, *registered, **options):
+    codec = MsgpackCodec()
+    for cls in registered:
+        codec.register(cls)
+    return Merger(table_name, codec=codec, **options)
+
+
+def test_a_follower_that_does_not_know_a_class_runs_the_function_itself(
+    table_name, hands, leading, followed
+):
+    new, old = deploy(table_name, Price), deploy(table_name)
+    leader = leading(new, "key")
+    stale = hands.start(flight_and_warnings, old, "key", give, "own", where="spawned")
+    fresh = hands.start(new.flight, "key", never, where="spawned")
+    thread = hands.start(old.flight, "key", never)
+    followed(new, 3)
+    value = Price(42)
+    assert leader.outcome(value).value is value
+    assert fresh.result().value == value
+    assert thread.result().value is value
+    outcome, texts = stale.result()
+    assert (outcome.value, outcome.role) == ("own", Role.SOLO)
+    assert len(texts) == 1
+    assert "Price" in texts[0]
+    assert old.stats().solo["not_decodable"] == 1
+
+
+def test_a_strict_follower_that_cannot_decode_raises(table_name, hands, leading, followed):
+    new, old = deploy(table_name, Price), deploy(table_name, strict=True)
+    leader = leading(new, "key")
+    call = hands.start(old.flight, "key", never, where="spawned")
+    followed(new)
+    leader.finish(Price(42))
+    error = call.error()
+    assert type(error) is ResultNotShareable
+    assert "Price" in str(error)
+
+
+def test_registered_classes_travel_with_their_types(table_name, processes, leading, followed):
+    merger = deploy(table_name, Price)
+    leader = leading(merger, "key")
+    call = processes.start(merger.flight, "key", never)
+    followed(merger)
+    leader.finish([Price(42, (1,))])
+    assert call.result().value == [Price(42, (1,))]
+
+
+# ---- sizes ------------------------------------------------------------------------------
+
+
+def shared(merger, hands, leading, followed, value):
+    """Lead with two process followers; return the leader's outcome and the followers' calls."""
+    leader = leading(merger, "key")
+    calls = [hands.start(raw_flight, merger, "key", give, b"own", where="forked") for _ in range(2)]
+    followed(merger, 2)
+    return leader.outcome(value), [call.result() for call in calls]
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096])
+def test_a_result_of_up_to_inline_bytes_stays_in_the_table(
+    table_name, hands, leading, followed, size, monkeypatch
+):
+    import uniflight_mp.results
+
+    monkeypatch.delattr(uniflight_mp.results, "write_extra")
+    merger = Merger(table_name, codec=RawCodec(), limits=SMALL)
+    outcome, got = shared(merger, hands, leading, followed, b"v" * size)
+    assert len(outcome.value) == size
+    assert got == [(Role.FOLLOWER, size, b"v"[:size])] * 2
+    assert merger.stats().published_bytes == size
+
+
+@pytest.mark.parametrize("size", [4097, 99_999, 100_000])
+def test_a_larger_result_takes_an_extra_segment_that_vanishes(
+    table_name, hands, leading, followed, until, size
+):
+    merger = Merger(table_name, codec=RawCodec(), limits=SMALL)
+    leader = leading(merger, "key")
+    stopped = hands.start(raw_flight, merger, "key", give, b"own", where="forked")
+    other = hands.start(raw_flight, merger, "key", give, b"own", where="forked")
+    followed(merger, 2)
+    stopped.kill(19)  # SIGSTOP: it cannot fetch the result yet
+    leader.finish(b"v" * size)
+    assert other.result() == (Role.FOLLOWER, size, b"v")
+    assert [merger.flights()[0].state, merger.flights()[0].result_bytes] == ["done", size]
+    (name,) = extra_segments(merger)
+    status = os.stat(f"/dev/shm/{name}")
+    assert (status.st_mode & 0o7777, status.st_size) == (0o600, size)
+    stopped.kill(18)
+    assert stopped.result() == (Role.FOLLOWER, size, b"v")
+    until(lambda: extra_segments(merger) == [])
+
+
+def test_a_result_over_result_bytes_is_not_shared(table_name, hands, leading, followed):
+    merger = Merger(table_name, codec=RawCodec(), limits=SMALL)
+    with pytest.warns(RuntimeWarning, match="100,001 encoded bytes"):
+        outcome, got = shared(merger, hands, leading, followed, b"v" * 100_001)
+    assert (outcome.role, len(outcome.value)) == (Role.LEADER, 100_001)
+    assert got == [(Role.SOLO, 3, b"o")] * 2
+    assert merger.stats().solo["too_large"] == 2
+    assert merger.stats().published_bytes < 4096
+    assert extra_segments(merger) == []
+
+
+def test_result_bytes_holds_below_inline_bytes_too(table_name, hands, leading, followed):
+    limits = dataclasses.replace(SMALL, result_bytes=1000)
+    merger = Merger(table_name, codec=RawCodec(), limits=limits)
+    outcome, got = shared(merger, hands, leading, followed, b"v" * 1000)
+    assert got == [(Role.FOLLOWER, 1000, b"v")] * 2
+    with pytest.warns(RuntimeWarning, match="result_bytes"):
+        outcome, got = shared(merger, hands, leading, followed, b"v" * 1001)
+    assert len(outcome.value) == 1001
+    assert got == [(Role.SOLO, 3, b"o")] * 2
+
+
+@pytest.mark.parametrize("inline_bytes", [1, 64, 256])
+def test_failures_and_refusals_travel_however_small_inline_bytes_is(
+    table_name, hands, leading, followed, inline_bytes
+):
+    limits = dataclasses.replace(SMALL, inline_bytes=inline_bytes)
+    merger = Merger(table_name, limits=limits)
+    leader = leading(merger, "fails")
+    call = hands.start(merger.flight, "fails", never, where="forked")
+    followed(merger)
+    assert str(leader.finish(LookupError("x" * 400)).error()) == "x" * 400
+    assert type(call.error()) is LookupError
+    leader = leading(merger, "opaque")
+    call = hands.start(merger.flight, "opaque", give, "own", where="forked")
+    followed(merger)
+    with pytest.warns(RuntimeWarning):
+        assert type(leader.outcome(Opaque()).value) is Opaque
+    assert call.result().value == "own"
+
+
+def test_strict_raises_for_a_result_over_result_bytes(table_name, hands, leading, followed):
+    merger = Merger(table_name, codec=RawCodec(), limits=SMALL, strict=True)
+    with pytest.raises(ResultNotShareable, match="result_bytes"):
+        merger.execute("key", give, b"v" * 100_001)
+    leader = leading(merger, "key")
+    call = hands.start(merger.execute, "key", never, where="forked")
+    followed(merger)
+    assert isinstance(leader.finish(b"v" * 100_001).error(), ResultNotShareable)
+    error = call.error()
+    assert isinstance(error, ResultNotShareable)
+    assert "100,001" in str(error)
+
+
+def test_the_default_limits_share_64_mib_and_no_more(merger, hands, leading, followed):
+    whole = 64 << 20
+    for size, role in [(whole - 5, Role.FOLLOWER), (whole - 4, Role.SOLO)]:  # 5: msgpack's header
+        leader = leading(merger, "key")
+        call = hands.start(raw_flight, merger, "key", give, b"own", where="forked")
+        followed(merger)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            leader.finish(bytes(size))
+        assert call.result()[0] is role
+        leader._answer = None
+    assert merger.stats().solo["too_large"] == 1
+
+
+def test_limits_can_allow_more_than_64_mib(table_name, hands, leading, followed):
+    merger = Merger(table_name, limits=dataclasses.replace(SMALL, result_bytes=128 << 20))
+    leader = leading(merger, "key")
+    call = hands.start(raw_flight, merger, "key", give, b"own", where="forked")
+    followed(merger)
+    leader.finish(bytes(65 << 20))
+    assert call.result() == (Role.FOLLOWER, 65 << 20, b"\0")
+
+
+def test_the_object_reaches_threads_however_large_it_is(table_name, hands, leading, followed):
+    merger = Merger(table_name, codec=RawCodec(), limits=SMALL)
+    value = b"v" * 100_001
+    leader = leading(merger, "key")
+    call = hands.start(merger.flight, "key", never)
+    followed(merger)
+    leader.finish(value)
+    assert call.result().value is value
+
+
+def test_a_stray_file_in_the_way_of_a_large_result_costs_the_leader_nothing(
+    table_name, hands, leading, followed
+):
+    from uniflight_mp.results import Extra
+
+    merger = Merger(table_name, codec=RawCodec(), limits=SMALL)
+    segment = merger._segment
+    leader = leading(merger, "key")
+    row = segment.table.flights()[0]
+    stray = Extra(segment.segment, segment.table.identity[1], row[11], row[13]).name
+    os.close(os.open(f"/dev/shm/{stray}", os.O_CREAT | os.O_EXCL, 0o600))
+    call = hands.start(raw_flight, merger, "key", give, b"own", where="forked")
+    followed(merger)
+    with pytest.warns(RuntimeWarning, match="cannot be made"):
+        assert len(leader.outcome(b"v" * 5000).value) == 5000
+    assert call.result() == (Role.SOLO, 3, b"o")
+
+
+def test_a_large_result_that_nobody_fetches_leaves_nothing(
+    table_name, hands, leading, followed, until
+):
+    merger = Merger(table_name, codec=RawCodec(), limits=SMALL)
+    leader = leading(merger, "key")
+    call = hands.start(raw_flight, merger, "key", give, b"own", where="forked")
+    followed(merger)
+    call.kill(19)
+    leader.finish(b"v" * 5000)
+    assert len(extra_segments(merger)) == 1
+    call.kill(9)
+    call.join()
+    merger.flights()  # sweeps
+    until(lambda: merger.execute("key", give, b"") == b"" and extra_segments(merger) == [])

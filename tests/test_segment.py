@@ -1,0 +1,306 @@
+"""Contract: opening a table, what may be in its way, and losing it while it is in use."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+
+import pytest
+
+from uniflight_mp import Merger, Role, TableMismatch, TableUnavailable
+from uniflight_mp.segment import destroy
+from uniflight_mp.shmfile import path_of, segment_name
+
+NOBODY = 65534
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def never():
+    raise AssertionError("the function of a follower was called")
+
+
+def give(value):
+    return value
+
+
+def as_user(uid, function, *args):
+    """Call as another user, in a child."""
+    os.setgid(uid)
+    os.setuid(uid)
+    return function(*args)
+
+
+# ---- names and modes --------------------------------------------------------------------
+
+
+def test_a_table_is_one_file_of_mode_0600_whatever_the_umask(table_name, hands):
+    for umask in (0, 0o277):
+        hands.start(open_with_umask, table_name, umask, where="forked").result()
+        path = path_of(segment_name(table_name))
+        status = os.stat(path)
+        assert status.st_mode & 0o7777 == 0o600
+        assert os.stat(path + "~lock").st_mode & 0o7777 == 0o600
+        destroy(segment_name(table_name), table_name)
+
+
+def open_with_umask(name, umask):
+    os.umask(umask)
+    assert Merger(name).execute("key", give, 1) == 1
+
+
+@needs_root
+def test_every_user_has_tables_of_their_own(table_name, hands, leading):
+    merger = Merger(table_name)
+    leading(merger, "key")
+    outcome = hands.start(as_user, NOBODY, lead_elsewhere, table_name, where="forked").result()
+    assert outcome.role is Role.LEADER
+
+
+def lead_elsewhere(name):
+    with Merger(name) as merger:
+        outcome = merger.flight("key", give, 1)
+    destroy(segment_name(name), name)
+    return outcome
+
+
+# ---- what may be in the way -------------------------------------------------------------
+
+
+def refusal(name):
+    with pytest.raises(TableUnavailable) as info:
+        Merger(name)
+    assert (info.value.reason, info.value.table) == ("refused", name)
+    assert f"-{name}" in str(info.value)
+    assert "remove it, or choose another table name" in str(info.value)
+    return str(info.value)
+
+
+@pytest.fixture(params=["", "~lock"], ids=["table", "lock"])
+def path(request, table_name):
+    """Where the segment or its lock would be, and is not yet."""
+    return path_of(segment_name(table_name)) + request.param
+
+
+def plain_file(path, mode=0o600):
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    os.chmod(path, mode)
+
+
+@needs_root
+def test_a_file_of_another_user_is_refused_with_its_owner(table_name, path):
+    plain_file(path)
+    os.chown(path, NOBODY, NOBODY)
+    text = refusal(table_name)
+    assert f"(uid {NOBODY})" in text
+    assert "(uid 0)" in text
+    assert os.stat(path).st_uid == NOBODY
+
+
+@needs_root
+def test_a_file_of_a_user_without_a_name_is_refused_with_the_number(table_name, path):
+    plain_file(path)
+    os.chown(path, 54321, 54321)
+    assert "uid 54321" in refusal(table_name)
+
+
+@needs_root
+def test_who_may_not_open_what_is_in_the_way_is_told_so(table_name, hands, path):
+    path = path.replace("-0-", f"-{NOBODY}-", 1)
+    plain_file(path)
+    text = hands.start(as_user, NOBODY, refusal, table_name, where="forked").result()
+    assert os.path.basename(path) in text
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o660, 0o666, 0o700])
+def test_a_file_of_another_mode_is_refused(table_name, mode):
+    path = path_of(segment_name(table_name))
+    plain_file(path, mode)
+    assert f"has mode {mode:04o} instead of 0600" in refusal(table_name)
+
+
+def test_a_symlink_is_refused_and_not_followed(table_name, path, tmp_path):
+    target = tmp_path / "target"
+    target.write_bytes(b"precious")
+    os.symlink(target, path)
+    refusal(table_name)
+    assert target.read_bytes() == b"precious"
+    os.unlink(path)
+    os.symlink(tmp_path / "nowhere", path)
+    refusal(table_name)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_fifo_is_refused_without_waiting_for_it(table_name, path):
+    os.mkfifo(path, 0o600)
+    assert "is not a regular file" in refusal(table_name)
+
+
+def test_a_directory_is_refused(table_name, path):
+    os.mkdir(path)
+    refusal(table_name)
+    os.rmdir(path)
+
+
+def test_a_hard_link_is_refused_and_what_it_leads_to_is_left_alone(table_name, path):
+    other = path_of(segment_name(table_name)) + "~other"
+    plain_file(other)
+    with open(other, "wb") as file:
+        file.write(b"precious")
+    os.link(other, path)
+    assert "has 2 hard links instead of 1" in refusal(table_name)
+    with open(other, "rb") as file:
+        assert file.read() == b"precious"
+
+
+@needs_root
+def test_a_draft_of_another_user_is_refused(table_name, hands):
+    # In a directory with the sticky bit, only its owner can remove it.
+    path = path_of(segment_name(table_name)).replace("-0-", f"-{NOBODY}-", 1) + "~draft"
+    plain_file(path)
+    text = hands.start(as_user, NOBODY, refusal, table_name, where="forked").result()
+    assert os.path.basename(path) in text
+
+
+def test_a_draft_that_is_a_directory_is_refused(table_name):
+    path = path_of(segment_name(table_name)) + "~draft"
+    os.mkdir(path)
+    assert path in refusal(table_name)
+    os.rmdir(path)
+
+
+def test_what_a_creator_left_that_died_is_thrown_away(table_name):
+    plain_file(path_of(segment_name(table_name)) + "~draft")
+    assert Merger(table_name).execute("key", give, 1) == 1
+    assert not os.path.exists(path_of(segment_name(table_name)) + "~draft")
+
+
+def test_a_table_of_another_layout_is_a_mismatch(table_name):
+    with Merger(table_name) as merger:
+        path = path_of(merger._segment.segment)
+    with open(path, "r+b") as file:
+        file.seek(8)
+        file.write(b"\xff")
+    with pytest.raises(TableMismatch) as info:
+        Merger(table_name)
+    assert info.value.table == table_name
+    assert "another layout" in str(info.value)
+    assert f"destroy {table_name}" in str(info.value)
+    os.unlink(path)
+
+
+def test_a_lock_that_is_held_by_a_stopped_process_is_an_error_that_names_it(
+    table_name, hands, monkeypatch, until, tmp_path
+):
+    import uniflight_mp.segment
+
+    holder = hands.start(hold_lock, table_name, tmp_path / "ready", where="forked")
+    until((tmp_path / "ready").exists)
+    holder.kill(signal.SIGSTOP)
+    monkeypatch.setattr(uniflight_mp.segment._open_table, "__defaults__", (0.2,))
+    with pytest.raises(TableUnavailable, match="~lock open") as info:
+        Merger(table_name)
+    assert info.value.reason == "locked"
+    holder.kill()
+    holder.join()
+    assert Merger(table_name).execute("key", give, 1) == 1
+
+
+def hold_lock(name, ready):
+    from uniflight_mp.shmfile import locked
+
+    with locked(segment_name(name), name):
+        ready.touch()
+        time.sleep(60)
+
+
+def test_processes_that_open_at_the_same_moment_share_one_table(table_name, hands, tmp_path):
+    calls = [
+        hands.start(open_together, table_name, tmp_path / "go", where="forked") for _ in range(6)
+    ]
+    (tmp_path / "go").touch()
+    assert len({call.result() for call in calls}) == 1
+
+
+def open_together(name, go):
+    while not go.exists():
+        pass
+    return Merger(name)._segment.table.identity
+
+
+# ---- a table that goes away -------------------------------------------------------------
+
+
+def test_a_segment_unlinked_while_in_use_lets_calls_finish_and_new_ones_meet(
+    table_name, crew, leading, followed
+):
+    merger = Merger(table_name)
+    old = leading(merger, "key")
+    watch = merger._segment.table  # of the old segment
+    joined = crew.start(merger.flight, "key", never)
+    followed(merger)
+    os.unlink(path_of(merger._segment.segment))
+    time.sleep(0.15)  # a call looks for its segment ten times a second
+    new = leading(merger, "key")
+    late = crew.start(merger.flight, "key", never)
+    followed(merger)
+    assert old.outcome("old").followers == 1
+    assert joined.result().value == "old"
+    new.finish("new")
+    assert late.result().value == "new"
+    assert watch.usage()[:2] == (0, 0)
+
+
+@pytest.mark.parametrize("size", [10, 10_000])
+def test_results_of_two_tables_of_one_name_are_not_mixed_up(
+    table_name, hands, leading, followed, size
+):
+    merger = Merger(table_name)
+    old = leading(merger, "key")
+    joined = hands.start(merger.flight, "key", never, where="forked")
+    followed(merger)
+    joined.kill(signal.SIGSTOP)
+    os.unlink(path_of(merger._segment.segment))
+    time.sleep(0.15)
+    new = leading(merger, "key")
+    late = hands.start(merger.flight, "key", never, where="forked")
+    followed(merger)
+    late.kill(signal.SIGSTOP)
+    old.finish("o" * size)
+    new.finish("n" * size)
+    for call in (joined, late):
+        call.kill(signal.SIGCONT)
+    assert joined.result().value == "o" * size
+    assert late.result().value == "n" * size
+
+
+def test_no_call_fails_while_the_segment_is_unlinked_again_and_again(table_name, hands):
+    merger = Merger(table_name)
+    calls = [hands.start(call_often, merger, 400, where="forked") for _ in range(2)]
+    while not all(call.finished() for call in calls):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path_of(segment_name(table_name)))
+        time.sleep(0.02)
+    assert [call.result() for call in calls] == [400, 400]
+
+
+def call_often(merger, rounds):
+    values = [merger.execute(("key", n % 5), slow, n) for n in range(rounds)]
+    return len(values)
+
+
+def slow(value):
+    time.sleep(0.001)
+    return value
+
+
+def test_destroy_removes_all_that_belongs_to_a_table(table_name):
+    with Merger(table_name) as merger:
+        segment = merger._segment.segment
+    plain_file(path_of(segment) + "~r1.2.3")
+    plain_file(path_of(segment) + "~draft")
+    assert destroy(segment, table_name) is True
+    assert [name for name in os.listdir("/dev/shm") if table_name in name] == []
+    assert destroy(segment, table_name) is False

@@ -1,0 +1,287 @@
+"""Contract: signals, exceptions at any moment, finalizers, and the end of the interpreter.
+
+Each storm runs in a forked child, whose timers and handlers are its own.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import traceback
+
+import pytest
+
+from uniflight_mp import FlightTimeout, Merger, MsgpackCodec, Role
+
+
+def never():
+    raise AssertionError("the function of a follower was called")
+
+
+def give(value):
+    return value
+
+
+def usage(merger):
+    return merger._segment.table.usage()[:2]
+
+
+class Tick(KeyboardInterrupt):
+    """Raised by a signal handler."""
+
+
+class storm:
+    """A timer that interrupts this process about a thousand times a second."""
+
+    def __init__(self, handler, seconds=0.001):
+        self.handler, self.seconds = handler, seconds
+
+    def __enter__(self):
+        signal.signal(signal.SIGALRM, self.handler)
+        signal.setitimer(signal.ITIMER_REAL, self.seconds, self.seconds)
+
+    def __exit__(self, *unused):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+
+
+# ---- a waiting call handles signals as any blocking call does ---------------------------
+
+
+def wait_in_a_storm(merger, timeout):
+    ticks = []
+    with storm(lambda *unused: ticks.append(1)):
+        began = time.monotonic()
+        try:
+            return merger.with_options(timeout=timeout).execute("key", never), len(ticks)
+        except FlightTimeout as error:
+            return time.monotonic() - began, error.waited, len(ticks)
+
+
+def test_a_storm_of_signals_makes_no_wait_end_early_or_late(merger, hands, leading):
+    leading(merger, "key")
+    took, waited, ticks = hands.start(wait_in_a_storm, merger, 0.5, where="forked").result()
+    assert 0.5 <= waited <= took < 15
+    assert ticks > 50
+
+
+def test_a_storm_of_signals_loses_no_wake_up(merger, hands, leading, followed):
+    leader = leading(merger, "key")
+    call = hands.start(wait_in_a_storm, merger, None, where="forked")
+    followed(merger)
+    time.sleep(0.2)  # for some ticks; nothing is ordered by it
+    leader.finish("value")
+    value, ticks = call.result()
+    assert value == "value"
+    assert ticks > 20
+
+
+def test_signal_handlers_run_while_a_call_waits(merger, hands, leading, followed, tmp_path):
+    leader = leading(merger, "key")
+    call = hands.start(wait_with_handler, merger, tmp_path / "ran", where="forked")
+    followed(merger)
+    call.kill(signal.SIGUSR1)
+    while not (tmp_path / "ran").exists():
+        assert not call.finished()
+        time.sleep(0.001)
+    leader.finish("value")
+    assert call.result() == "value"
+
+
+def wait_with_handler(merger, path):
+    signal.signal(signal.SIGUSR1, lambda *unused: path.touch())
+    return merger.execute("key", never)
+
+
+def test_a_handler_may_use_the_library_while_its_thread_waits(merger, hands, leading, followed):
+    leader = leading(merger, "key")
+    call = hands.start(wait_with_reentrant_handler, merger, where="forked")
+    followed(merger, key="key")
+    call.kill(signal.SIGUSR1)
+    assert followed(merger, 2, "key")  # the handler waits too
+    leader.finish("value")
+    assert call.result() == ("value", ["value", "other"])
+
+
+def wait_with_reentrant_handler(merger):
+    def handler(*unused):
+        seen.append(merger.execute("key", never))
+        seen.append(merger.execute("other", give, "other"))
+
+    seen = []
+    signal.signal(signal.SIGUSR1, handler)
+    return merger.execute("key", never), seen
+
+
+def test_ctrl_c_in_a_wait_is_a_keyboard_interrupt_and_frees_the_room(
+    merger, hands, leading, followed, until
+):
+    leader = leading(merger, "key")
+    call = hands.start(interrupted_follower, merger, where="forked")
+    followed(merger)
+    sent = time.monotonic()
+    call.kill(signal.SIGINT)
+    received, in_use = call.result()
+    assert received - sent < 5
+    assert in_use == (1, 0)  # the leader's flight, no waiter, though the exception is kept
+    assert leader.outcome(1).followers == 0
+
+
+def interrupted_follower(merger):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        merger.execute("key", never)
+    except KeyboardInterrupt as error:
+        received = time.monotonic()
+        kept = error
+    in_use = usage(merger)
+    del kept
+    return received, in_use
+
+
+def test_ctrl_c_in_the_leaders_function_lets_a_follower_lead(merger, hands, followed, until):
+    leader = hands.start(interrupted_leader, merger, where="forked")
+    until(merger.flights)
+    call = hands.start(merger.flight, "key", give, 1, where="forked")
+    followed(merger)
+    leader.kill(signal.SIGINT)
+    assert call.result().role is Role.LEADER
+    assert isinstance(leader.error(), KeyboardInterrupt)
+
+
+def interrupted_leader(merger):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    merger.execute("key", time.sleep, 60)
+
+
+# ---- an exception at any moment ---------------------------------------------------------
+
+
+def raise_at_any_moment(table_name, rounds, strict, keep, seconds=0.0003):
+    """Call while a handler raises; return how often it hit, and what is in use afterwards.
+
+    With ``keep`` the exceptions stay alive, and with them the frames they passed through, as they
+    do in a Future, in a log record, or in a reference cycle.
+    """
+
+    def tick(*unused):
+        if armed:
+            raise Tick
+
+    merger = Merger(table_name, strict=strict)
+    kept, hits, values = [], 0, 0
+    armed = False
+    with storm(tick, seconds):
+        for number in range(rounds):
+            try:
+                armed = True
+                value = merger.execute(("key", number % 7), give, number)
+                armed = False
+                assert value == number
+                values += 1
+            except Tick as error:
+                armed = False
+                hits += 1
+                if keep:
+                    kept.append(error)
+    in_use = usage(merger)
+    where = [traceback.format_tb(error.__traceback__)[-1] for error in kept] if in_use[0] else []
+    return hits, values, in_use, where[-3:]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_handler_that_raises_at_any_moment_loses_no_flight(table_name, hands, strict, keep):
+    Merger(table_name)
+    call = hands.start(raise_at_any_moment, table_name, 200_000, strict, keep, where="forked")
+    hits, values, in_use, where = call.result(60)
+    assert hits > 100
+    assert values + hits == 200_000
+    assert in_use == (0, 0), where
+
+
+def follow_at_any_moment(table_name, rounds, keep):
+    """Follow while a handler raises in this thread; another thread leads, again and again."""
+
+    def tick(*unused):
+        if armed:
+            raise Tick
+
+    def lead():
+        while not over:
+            merger.execute("key", time.sleep, 0.0005)
+
+    merger = Merger(table_name)
+    kept, hits, armed, over = [], 0, False, False
+    thread = threading.Thread(target=lead)
+    thread.start()
+    with storm(tick, 0.0007):
+        for _ in range(rounds):
+            try:
+                armed = True
+                merger.execute("key", give, None)
+                armed = False
+            except Tick as error:
+                armed = False
+                hits += 1
+                if keep:
+                    kept.append(error)
+    over = True
+    thread.join(20)
+    return hits, thread.is_alive(), usage(merger)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_handler_that_raises_at_any_moment_loses_no_waiter(table_name, hands, keep):
+    Merger(table_name)
+    call = hands.start(follow_at_any_moment, table_name, 5_000, keep, where="forked")
+    hits, hangs, in_use = call.result(60)
+    assert hits > 20
+    assert not hangs
+    assert in_use == (0, 0)
+
+
+class InterruptedCodec(MsgpackCodec):
+    """Is interrupted while it encodes, when the function has returned already."""
+
+    def encode(self, value):
+        raise KeyboardInterrupt
+
+    def decode(self, payload):
+        raise KeyboardInterrupt
+
+
+def test_a_leader_interrupted_while_it_publishes_lets_a_follower_lead(table_name, hands, followed):
+    def function():
+        calls.append(hands.start(plain.flight, "key", give, 1, where="forked"))
+        followed(plain)
+        return "value"
+
+    calls, plain = [], Merger(table_name)
+    with pytest.raises(KeyboardInterrupt) as info:
+        Merger(table_name, codec=InterruptedCodec()).execute("key", function)
+    assert calls[0].result(10).role is Role.LEADER  # while the exception is kept, with its frames
+    assert info.value.__traceback__ is not None
+
+
+def test_a_follower_interrupted_while_it_decodes_frees_its_room(
+    table_name, hands, leading, followed
+):
+    plain = Merger(table_name)
+    leader = leading(plain, "key")
+    interrupted = Merger(table_name, codec=InterruptedCodec())
+    call = hands.start(interrupted_decode, interrupted, where="forked")
+    followed(plain)
+    leader.finish("value")
+    assert call.result() == (0, 0)
+
+
+def interrupted_decode(merger):
+    try:
+        merger.execute("key", never)
+    except KeyboardInterrupt as error:
+        kept = error
+    in_use = usage(merger)
+    del kept
+    return in_use
