@@ -1,0 +1,244 @@
+#!/usr/bin/env python3
+"""Checks the model of the protocol (flight.pml) with spin.
+
+    run.py [--quick]   every configuration in about a minute, less than 4 GiB
+    run.py --full      larger ones as well; minutes, less than 6 GiB
+    run.py --mutants   breaks one rule at a time; spin has to find a counterexample
+
+Needs spin and a C compiler on PATH. Everything is built in a temporary directory; with
+--keep DIR it stays, with the trail of each counterexample. Exit status: 0 if all passed,
+1 if a configuration failed or was not searched to its end, or a mutant survived, 2 if a
+tool is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+MODEL = Path(__file__).resolve().with_name("flight.pml")
+MAX_DEPTH = 100_000
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str
+    switches: str  # NAME or NAME=value, separated by blanks: the -D of the model
+    full: bool = False  # only with --full
+    cycles: bool = False  # look for cycles (calls that never return), not for errors
+    bitstate: bool = False  # too large to be searched to the end
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str  # the model's switch, without M_
+    switches: str
+    cycles: bool = False
+
+
+# 3 callers, 1 call each, 2 slots, 3 cells, 1 key, 1 kill and nothing else, unless it says so.
+CONFIGS = (
+    Config("two-calls", "CALLS=2 CANCELS=1"),
+    Config("four-callers", "CALLERS=4 KILLS=2 NC=2 CANCELS=1"),
+    Config("two-keys", "KEYS=2 KILLS=3 CANCELS=1"),
+    Config("forget", "FORGETS=1 KILLS=2 CANCELS=1 NS=3"),
+    Config("leases", "LEASES=2 KILLS=2 CANCELS=1 TIMEOUTS=1 MAX_TAKEOVERS=1"),
+    Config("died", "CALLERS=4 KILLS=3 MAX_TAKEOVERS=1"),
+    Config("died-at-once", "KILLS=2 LEASES=1 MAX_TAKEOVERS=0 TIMEOUTS=1"),
+    Config("lock-timeouts", "LOCK_TIMEOUTS=2 KILLS=2 CANCELS=1 TIMEOUTS=1"),
+    Config("reborn", "REBORN CALLS=2 KILLS=1"),
+    Config("false-life", "LIES=2 KILLS=3 CANCELS=1 TIMEOUTS=1"),
+    Config("no-room", "KEYS=2 NS=1 NC=1 KILLS=2 CALLS=2"),
+    Config("semaphores", "SEMAPHORES NEEDS_PAYLOAD KILLS=2 CANCELS=1"),
+    Config("prompt", "PROMPT KILLS=2 CANCELS=1 TIMEOUTS=1"),
+    Config("prompt-two-steps", "PROMPT NEEDS_PAYLOAD KILLS=2 LEASES=1"),
+    Config("cycles", "CANCELS=1 TIMEOUTS=1 LOCK_TIMEOUTS=1", cycles=True),
+    Config("two-calls-2", "CALLS=2 KILLS=2 CANCELS=1 TIMEOUTS=1 MAX_TAKEOVERS=1", full=True),
+    Config("two-calls-3", "CALLS=2 KILLS=3 CANCELS=1", full=True),
+    Config("two-calls-reborn", "REBORN CALLS=2 KILLS=2 CANCELS=1 MAX_TAKEOVERS=1", full=True),
+    Config("two-calls-leases", "CALLS=2 LEASES=1 CANCELS=1 TIMEOUTS=1", full=True),
+    Config("two-calls-lock", "CALLS=2 LOCK_TIMEOUTS=1 KILLS=2 TIMEOUTS=1", full=True),
+    Config("two-calls-died", "CALLS=2 KILLS=2 LEASES=1 MAX_TAKEOVERS=0", full=True),
+    Config("two-calls-two-keys", "CALLS=2 KEYS=2 FORGETS=1", full=True),
+    Config(
+        "two-calls-no-looks", "CALLS=2 SEMAPHORES NO_LOOKS KILLS=0 CANCELS=1 TIMEOUTS=1", full=True
+    ),
+    Config("four-all", "CALLERS=4 KILLS=2 CANCELS=1 TIMEOUTS=1 LEASES=1 LIES=1 NC=2", full=True),
+    Config("four-two-keys", "CALLERS=4 KEYS=2 KILLS=2 CANCELS=1 TIMEOUTS=1", full=True),
+    Config("four-prompt", "CALLERS=4 PROMPT KILLS=2 CANCELS=1 TIMEOUTS=1", full=True),
+    Config(
+        "three-all",
+        "KILLS=2 CANCELS=1 TIMEOUTS=1 LOCK_TIMEOUTS=1 LEASES=1 FORGETS=1 LIES=1 "
+        "MAX_TAKEOVERS=1 NEEDS_PAYLOAD NC=2",
+        full=True,
+    ),
+    Config("cycles-two-calls", "CALLS=2 CANCELS=1 TIMEOUTS=1", full=True, cycles=True),
+    Config("cycles-semaphores", "SEMAPHORES KILLS=2 CANCELS=1 LEASES=1", full=True, cycles=True),
+)
+
+# Each is first run unbroken: the counterexample has to come from the broken rule.
+MUTANTS = (
+    Mutant("DETACH_BEFORE_DONE", "KILLS=2"),
+    Mutant("LOOKUP_ACCEPTS_DONE", "KILLS=0 CALLS=2"),
+    Mutant("DONE_BEFORE_PAYLOAD", "KILLS=2"),
+    Mutant("PAYLOAD_OUTSIDE_LOCK", "KILLS=0 LEASES=1"),
+    Mutant("NO_FENCE", "KILLS=0 LEASES=1"),
+    Mutant("NO_EPOCH", "KILLS=0 LEASES=1"),
+    Mutant("TAKEOVER_TRUSTS_THE_LOOK", "KILLS=1"),
+    Mutant("TAKEOVER_EPOCH_FIRST", "KILLS=1 LOCK_TIMEOUTS=1"),
+    Mutant("TAKEOVER_STATE_FIRST", "KILLS=1 CANCELS=1"),
+    Mutant("GIVE_UP_BUMPS_EPOCH", "KILLS=1 LEASES=1 MAX_TAKEOVERS=0"),
+    Mutant("DEATHS_NOT_COUNTED", "KILLS=2 MAX_TAKEOVERS=1"),
+    Mutant("JOIN_AFTER_SWEEP", "CALLERS=4 KILLS=3 NC=2"),
+    Mutant("OWNER_WITHOUT_GENERATION", "KILLS=1 CALLS=2 REBORN"),
+    Mutant("RESIGNED_WITHOUT_EPOCH", "KILLS=0 LOCK_TIMEOUTS=1 LEASES=1"),
+    Mutant("SWEEP_IGNORES_RESIGNED", "KILLS=0 LOCK_TIMEOUTS=1"),
+    Mutant("REPAIR_KEEPS_ATTACHED", "KILLS=2"),
+    Mutant("REPAIR_KEEPS_LISTS", "KILLS=2"),
+    Mutant("REPAIR_WITHOUT_SWEEP", "KILLS=2"),
+    Mutant("LEAVE_KEEPS_DEAD", "CALLERS=4 PROMPT CANCELS=1 TIMEOUTS=1"),
+    Mutant("NO_SECOND_LOOK", "SEMAPHORES KILLS=1"),
+    Mutant("FINISH_WAKES_FIRST_ONLY", "PROMPT KILLS=0"),
+    Mutant("ABANDON_WAKES_NOBODY", "SEMAPHORES NO_LOOKS KILLS=0 CANCELS=1"),
+    Mutant("TAKEOVER_WAKES_NOBODY", "PROMPT CANCELS=1"),
+    Mutant("LEAVE_WAKES_NOBODY", "PROMPT TIMEOUTS=1"),
+    Mutant("FINISH_WAKES_NO_SUCCESSOR", "PROMPT NEEDS_PAYLOAD KILLS=2"),
+    Mutant("SWEEP_WAKES_NO_SUCCESSOR", "PROMPT CALLERS=4 KILLS=2 NC=2"),
+    Mutant("REPAIR_POSTS_NOBODY", "PROMPT KILLS=1"),
+    Mutant("SLEEPS_NOT", "SEMAPHORES KILLS=0", cycles=True),
+)
+
+
+@dataclass
+class Result:
+    states: int = 0
+    depth: int = 0
+    seconds: float = 0.0
+    mebibytes: float = 0.0
+    errors: int = 0
+    finding: str = ""  # what spin says of the first error
+    complete: bool = False
+
+
+def search(directory: Path, switches: str, *, cycles: bool, bitstate: bool, memory: int) -> Result:
+    """Builds and runs one verifier. RuntimeError if spin or the compiler refuses."""
+    shutil.copy(MODEL, directory / MODEL.name)
+    defines = [f"-D{switch}" for switch in switches.split()]
+    (directory / "switches").write_text(" ".join(defines) + "\n")
+    call(["spin", *defines, "-a", MODEL.name], directory)
+    flags = ["-O1", "-w", f"-DMEMLIM={memory}", "-DNOFAIR", "-DVECTORSZ=2048"]
+    flags += ["-DNP"] if cycles else ["-DSAFETY"]
+    flags += ["-DBITSTATE"] if bitstate else ["-DCOLLAPSE"]
+    call([compiler(), *flags, "-o", "pan", "pan.c"], directory)
+    started = time.monotonic()
+    options = (
+        [f"-m{MAX_DEPTH}"] + (["-l"] if cycles else []) + (["-w32", "-k2"] if bitstate else [])
+    )
+    done = subprocess.run(["./pan", *options], cwd=directory, capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    (directory / "output").write_text(output)
+    result = Result(seconds=time.monotonic() - started)
+    if found := re.search(r"depth reached (\d+), errors: (\d+)", output):
+        result.depth, result.errors = int(found[1]), int(found[2])
+        result.complete = "Search not completed" not in output and "too small" not in output
+    if found := re.search(r"^\s*(\d+)(?:\.0)? states, stored", output, re.M):
+        result.states = int(found[1])
+    if found := re.search(r"([\d.]+)\s+total actual memory", output):
+        result.mebibytes = float(found[1])
+    if found := re.search(r"^pan:\d+: (.*?)(?: \(at depth \d+\))?$", output, re.M):
+        result.finding = found[1]
+    return result
+
+
+def call(command: list[str], directory: Path) -> None:
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
+    if done.returncode != 0 or "Error" in done.stdout:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
+
+
+def compiler() -> str:
+    return next((name for name in ("gcc", "cc", "clang") if shutil.which(name)), "")
+
+
+def check(config: Config, directory: Path, memory: int) -> bool:
+    result = search(
+        directory, config.switches, cycles=config.cycles, bitstate=config.bitstate, memory=memory
+    )
+    passed = result.errors == 0 and (result.complete or config.bitstate) and result.states > 0
+    report(config.name, result, "ok" if passed else result.finding or "not searched to the end")
+    return passed
+
+
+def kill(mutant: Mutant, directory: Path, memory: int) -> bool:
+    def run(switches: str, subdirectory: str) -> Result:
+        (directory / subdirectory).mkdir(exist_ok=True)
+        return search(
+            directory / subdirectory, switches, cycles=mutant.cycles, bitstate=False, memory=memory
+        )
+
+    unbroken = run(mutant.switches, "unbroken")
+    if unbroken.errors or not unbroken.complete:
+        report(mutant.name.lower(), unbroken, f"FAILS UNBROKEN: {unbroken.finding}")
+        return False
+    result = run(f"{mutant.switches} M_{mutant.name}", "broken")
+    killed = result.errors > 0
+    report(mutant.name.lower(), result, f"killed: {result.finding}" if killed else "SURVIVED")
+    return killed
+
+
+def report(name: str, result: Result, verdict: str) -> None:
+    if len(verdict) > 90:
+        verdict = verdict[:87] + "..."
+    print(
+        f"{name:26} {result.states:>11,} states  depth {result.depth:>5}  "
+        f"{result.seconds:>6.1f} s  {result.mebibytes:>6,.0f} MiB  "
+        f"errors {result.errors}  {verdict}",
+        flush=True,
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--quick", action="store_true", help="the default; what CI runs")
+    mode.add_argument("--full", action="store_true", help="the larger configurations as well")
+    mode.add_argument("--mutants", action="store_true", help="broken rules have to be found")
+    parser.add_argument("--only", metavar="NAME", help="one configuration or mutant")
+    parser.add_argument("--keep", metavar="DIR", type=Path, help="build here and leave it")
+    options = parser.parse_args()
+    missing = [tool for tool in ("spin",) if not shutil.which(tool)]
+    missing += [] if compiler() else ["gcc"]
+    if missing:
+        print(
+            f"{' and '.join(missing)} not found on PATH: install the distribution's packages "
+            "of these names (Debian, Ubuntu: apt install spin gcc)",
+            file=sys.stderr,
+        )
+        return 2
+    memory = 5900 if options.full else 3900
+    todo = MUTANTS if options.mutants else [c for c in CONFIGS if options.full or not c.full]
+    if options.only:
+        known = [*CONFIGS, *MUTANTS]
+        todo = [item for item in known if item.name.lower() == options.only.lower()]
+        if not todo:
+            parser.error(f"no {options.only}: {', '.join(item.name for item in known)}")
+    passed = 0
+    with tempfile.TemporaryDirectory(prefix="uniflight-model-") as temporary:
+        for item in todo:
+            directory = (options.keep or Path(temporary)) / item.name.lower()
+            directory.mkdir(parents=True, exist_ok=True)
+            run = kill if isinstance(item, Mutant) else check
+            passed += run(item, directory.resolve(), memory)
+    print(f"{passed} passed, {len(todo) - passed} failed")
+    return 0 if passed == len(todo) and passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
