@@ -1,0 +1,95 @@
+"""An uncontended ``execute`` with a ``str`` key and a function that does nothing.
+
+Samples are means over a batch of calls of about half a millisecond, loop included, so their
+percentiles are of batches; the batches of all rows alternate. The row "timed one by one" has
+percentiles of calls, and in each the cost of reading the clock twice.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from timeit import Timer
+from typing import Any
+
+from . import floors
+from .contenders import FlockFile, Ours, Recipe, installed_peers
+from .report import Row, rows_over
+from .stage import table_name
+
+__all__ = ["run"]
+
+KEY = "sku:42"
+_BATCH_SECONDS = 0.0005
+_FLOOR = "floor: begin + finish of the core, from Python"
+_OURS = "uniflight-mp"
+
+
+def _nothing() -> None:
+    pass
+
+
+def _timers(table: str, directory: str) -> dict[str, Timer]:
+    """Return what takes part, by label."""
+    ours = Ours(table)
+    begin = ours.merger._segment.table.begin
+    timers = {
+        _FLOOR: Timer("begin(key, None, 3).finish(None)", globals={"begin": begin, "key": KEY}),
+        "the function, called directly": Timer("func()", globals={"func": _nothing}),
+        _OURS: _timer_of(ours.execute),
+        "rival: in-process recipe (lock, dict, Future)": _timer_of(Recipe().execute),
+        "rival: cross-process recipe (flock, file in /dev/shm)": _timer_of(
+            FlockFile(directory).execute
+        ),
+    }
+    for name, make in installed_peers():
+        timers[f"rival: in-process {name}"] = _timer_of(make().execute)
+    return timers
+
+
+def _timer_of(execute: Callable[..., Any]) -> Timer:
+    return Timer("execute(key, func)", globals={"execute": execute, "key": KEY, "func": _nothing})
+
+
+def _batch_size(timer: Timer) -> int:
+    calls = 1
+    while timer.timeit(calls) < _BATCH_SECONDS:
+        calls *= 2
+    return calls
+
+
+def _alternate(timers: dict[str, Timer], batches: int) -> dict[str, list[float]]:
+    """Return each timer's samples, in nanoseconds a call."""
+    sizes = {name: _batch_size(timer) for name, timer in timers.items()}
+    samples: dict[str, list[float]] = {name: [] for name in timers}
+    for _ in range(batches):
+        for name, timer in timers.items():
+            samples[name].append(timer.timeit(sizes[name]) * 1e9 / sizes[name])
+    return samples
+
+
+def _one_by_one(execute: Callable[..., Any], calls: int) -> list[float]:
+    clock = time.perf_counter_ns
+    samples = []
+    for _ in range(calls):
+        started = clock()
+        execute(KEY, _nothing)
+        samples.append(clock() - started)
+    return samples
+
+
+def run(quick: bool) -> list[Row]:
+    """Measure; the C floors come first."""
+    batches = 100 if quick else 1000
+    samples = {
+        "floor: robust mutex lock + unlock, C": floors.measure("mutex", batches),
+        "floor: begin + finish of the core, C": floors.measure("flight", batches),
+    }
+    with (
+        table_name("single") as table,
+        tempfile.TemporaryDirectory(prefix="uniflight-bench-", dir="/dev/shm") as directory,
+    ):
+        samples |= _alternate(_timers(table, directory), batches)
+        samples[f"{_OURS}, timed one by one"] = _one_by_one(Ours(table).execute, 20 * batches)
+    return rows_over(_FLOOR, "ns", samples, {_OURS: "<= 600; <= 1/4 of the best in-process rival"})
