@@ -1,0 +1,61 @@
+# Two commands for a fresh machine: `make demo` shows the main job, `make test` runs the tests.
+# Each makes .venv and installs what it needs.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+PYTEST  = $(BIN)/python -m pytest
+CORE    = $(wildcard shm/*.c shm/*.h)
+
+.PHONY: demo test crash e2e sanitize model lint types bench check build clean
+
+demo: $(VENV)/ready
+	$(BIN)/uniflight-mp demo
+
+test: $(VENV)/ready
+	$(PYTEST) tests --ignore=tests/crash --ignore=tests/e2e
+
+# A process is killed and stopped at every commit write of the core, and at random.
+crash: $(VENV)/ready
+	$(PYTEST) tests/crash
+
+# Real servers on loopback.
+e2e: $(VENV)/ready
+	$(PYTEST) tests/e2e
+
+# The C core without Python, under ASan, UBSan and TSan, single-stepped and fuzzed.
+sanitize:
+	$(MAKE) -C tests/c all
+
+# The protocol in spin: every interleaving of small configurations, deaths included.
+model:
+	$(PYTHON) tests/model/run.py --quick
+
+lint: $(VENV)/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/lint
+	$(BIN)/mypy
+
+bench: $(VENV)/ready
+	$(BIN)/python -m bench
+
+check: lint types test crash e2e sanitize model
+
+build: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m build
+
+$(VENV)/ready: pyproject.toml $(CORE)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/lint: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --group lint
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info uniflight_mp/*.so
