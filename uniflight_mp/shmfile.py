@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
 from .core import shm
@@ -152,6 +152,8 @@ def locked(segment: str, name: str, seconds: float = LOCK_SECONDS) -> Iterator[N
         ) from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR):
+            with suppress(FileNotFoundError):  # in our own words, where we know them
+                _check_file(os.stat(path, follow_symlinks=False), path, name)
             raise refusal(path, name, f"cannot be used as a lock ({error.strerror})") from error
         raise
     try:
