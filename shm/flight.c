@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "check.h"
 #include "crash.h"
 #include "digest.h"
 #include "repair.h"
@@ -55,10 +56,50 @@ static void detach_locked(struct uf_table *table, uint32_t slot)
     UF_STORE(group->attached, UF_LOAD(group->attached) & ~uf_bit_of(slot));
 }
 
+static void seal_locked(struct uf_table *table, uint32_t slot)
+{
+    struct uf_group *group = uf_group(table, uf_group_of(slot));
+    if (!(UF_LOAD(group->attached) & uf_bit_of(slot)))
+        return; /* forgotten */
+    UF_STORE(uf_slot(table, slot)->sealed, 1);
+    detach_locked(table, slot);
+}
+
+/* The function of a sealed flight runs once more, so it takes callers again, unless another
+ * flight of its key has begun meanwhile. */
+static void unseal_locked(struct uf_table *table, uint32_t slot)
+{
+    struct uf_slot *s = uf_slot(table, slot);
+    struct uf_group *group = uf_group(table, uf_group_of(slot));
+    const struct uf_key key = {s->key, UF_LOAD(s->key_bytes)};
+    uint32_t other;
+    if (!UF_LOAD(s->sealed) || key.bytes > UF_KEY_BYTES)
+        return;
+    UF_STORE(s->sealed, 0);
+    if (!find_attached_locked(table, UF_LOAD(s->hash), &key, &other))
+        UF_STORE(group->attached, UF_LOAD(group->attached) | uf_bit_of(slot)); /* COMMIT */
+}
+
 static bool is_present_locked(const struct uf_slot *slot, const struct uf_flight *flight)
 {
     return UF_LOAD(slot->generation) == flight->generation &&
            UF_LOAD(slot->epoch) == flight->epoch && UF_LOAD(slot->state) == UF_STATE_RUNNING;
+}
+
+/* Numbers only grow, by one at a time: one that is lower than it was, or ages ahead, was not
+ * written by the core. A leader that took it for a fence would leave its followers waiting. */
+static bool is_nonsense(uint64_t now, uint64_t then)
+{
+    return now < then || now - then > UINT64_C(1) << 32;
+}
+
+static enum uf_status fence_locked(struct uf_table *table, const struct uf_slot *slot,
+                                   const struct uf_flight *flight)
+{
+    if (is_nonsense(UF_LOAD(slot->generation), flight->generation) ||
+        is_nonsense(UF_LOAD(slot->epoch), flight->epoch))
+        return uf_damage(table);
+    return UF_FENCED;
 }
 
 /* Says, without the lock, that this leadership is over: for everybody else it is as if
@@ -109,6 +150,7 @@ static void start_locked(struct uf_table *table, const struct uf_caller *caller,
     UF_STORE(s->takeovers, 0);
     UF_STORE(s->deaths, 0);
     UF_STORE(s->followers, 0);
+    UF_STORE(s->sealed, 0);
     UF_STORE(s->payload, UF_PAYLOAD_NONE);
     UF_STORE(s->payload_bytes, 0);
     UF_STORE(s->started_ns, now_ns);
@@ -142,6 +184,7 @@ static void lead_locked(struct uf_table *table, const struct uf_caller *caller, 
     UF_CRASH_POINT(TAKEOVER_EPOCH);
     UF_STORE(s->state, UF_STATE_RUNNING); /* COMMIT when the leader abandoned */
     UF_CRASH_POINT(TAKEOVER_RUNNING);
+    unseal_locked(table, slot);
 }
 
 static void wake_all_locked(struct uf_table *table, struct uf_wakes *wakes, struct uf_slot *slot)
@@ -170,6 +213,14 @@ static void give_up_locked(struct uf_table *table, uint32_t slot, struct uf_wake
     wake_all_locked(table, wakes, s);
 }
 
+/* Full for good, if the group holds what nobody will ever free. */
+static enum uf_status full_or_damaged_locked(struct uf_table *table, uint32_t group,
+                                             enum uf_status full)
+{
+    struct uf_fault fault;
+    return uf_group_check_locked(table, group, &fault) ? full : uf_damage(table);
+}
+
 static enum uf_status join_locked(struct uf_table *table, const struct uf_caller *caller,
                                   uint32_t slot, struct uf_wakes *wakes, uint32_t *cell)
 {
@@ -182,7 +233,8 @@ static enum uf_status join_locked(struct uf_table *table, const struct uf_caller
      * the slot, and the caller starts a fresh flight. */
     if (UF_LOAD(uf_slot(table, slot)->state) == UF_STATE_FREE)
         return UF_PENDING;
-    return uf_join_locked(table, slot, caller->owner, caller->doorbell, cell);
+    status = uf_join_locked(table, slot, caller->owner, caller->doorbell, cell);
+    return status == UF_NO_CELL ? full_or_damaged_locked(table, uf_group_of(slot), status) : status;
 }
 
 static enum uf_status start_fresh_locked(struct uf_table *table, const struct uf_caller *caller,
@@ -194,7 +246,7 @@ static enum uf_status start_fresh_locked(struct uf_table *table, const struct uf
         if (uf_sweep_locked(table, group, wakes) != UF_OK)
             return UF_DAMAGED;
         if (!find_free_locked(table, group, &slot))
-            return UF_NO_SLOT;
+            return full_or_damaged_locked(table, group, UF_NO_SLOT);
     }
     start_locked(table, caller, key, hash, slot);
     describe(flight, slot, uf_slot(table, slot));
@@ -254,8 +306,12 @@ enum uf_status uf_begin(struct uf_table *table, const struct uf_caller *caller,
     if (status != UF_OK)
         return status;
     UF_CRASH_POINT(BEGIN_LOCKED);
+    /* The caller's own record says that it is another: everybody would take it for dead. */
+    const struct uf_thread *thread = uf_thread_of(table, caller->owner);
     status = UF_PENDING;
-    if (find_attached_locked(table, hash, key, &slot))
+    if (!thread || UF_LOAD(thread->generation) != caller->owner >> UF_OWNER_BITS)
+        status = uf_damage(table);
+    else if (find_attached_locked(table, hash, key, &slot))
         status = enter_locked(table, caller, slot, &wakes, flight);
     if (status == UF_PENDING)
         status = start_fresh_locked(table, caller, key, hash, &wakes, flight);
@@ -353,7 +409,7 @@ static enum uf_status finish_locked(struct uf_table *table, const struct uf_flig
     uint32_t first = UF_LOAD(s->first);
     if (!is_present_locked(s, flight)) {
         UF_ADD(group->fenced, 1);
-        return UF_FENCED;
+        return fence_locked(table, s, flight);
     }
     if (uf_drop_dead_locked(table, flight->slot, UF_WHOLE_LIST) != UF_OK ||
         count_waiters_locked(table, flight->slot, &audience) != UF_OK)
@@ -361,7 +417,7 @@ static enum uf_status finish_locked(struct uf_table *table, const struct uf_flig
     bool encoded = result->data != NULL || result->kind == UF_PAYLOAD_EXTRA;
     bool wanted = audience.foreign > 0 || (audience.local > 0 && result->kind == UF_PAYLOAD_ERROR);
     if (wanted && !encoded) {
-        detach_locked(table, flight->slot);
+        seal_locked(table, flight->slot);
         if (UF_LOAD(s->first) != first) /* it has to watch this leader in place of a dead one */
             uf_wake_first_locked(table, wakes, s);
         return UF_NEEDS_PAYLOAD;
@@ -412,7 +468,7 @@ enum uf_status uf_seal(struct uf_table *table, const struct uf_flight *flight,
     if (status != UF_OK)
         return status;
     if (is_present_locked(uf_slot(table, flight->slot), flight))
-        detach_locked(table, flight->slot);
+        seal_locked(table, flight->slot);
     else
         status = UF_FENCED;
     uf_group_unlock(table, group);
@@ -426,7 +482,7 @@ static enum uf_status abandon_locked(struct uf_table *table, const struct uf_fli
 {
     struct uf_slot *s = uf_slot(table, flight->slot);
     if (!is_present_locked(s, flight))
-        return UF_FENCED;
+        return fence_locked(table, s, flight);
     if (uf_drop_dead_locked(table, flight->slot, UF_WHOLE_LIST) != UF_OK)
         return UF_DAMAGED;
     if (UF_LOAD(s->first) == 0) {

@@ -183,7 +183,7 @@ struct uf_slot {
     _Atomic uint32_t followers;     /* who were waiting when the flight ended */
     _Atomic uint32_t payload;       /* enum uf_payload */
     _Atomic uint32_t leader_pid;    /* of the present leader, kept after it is gone */
-    uint32_t reserved;
+    _Atomic uint32_t sealed;        /* 1: detached because its function returned, not forgotten */
     unsigned char key[UF_KEY_BYTES];
     unsigned char pad[16];
 };

@@ -1,6 +1,7 @@
 #include "lock.h"
 
 #include <errno.h>
+#include <linux/futex.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -135,6 +136,13 @@ struct uf_thread *uf_thread_of(const struct uf_table *table, uint64_t owner)
     return record >= 1 && record <= table->threads ? &table->thread[record - 1] : NULL;
 }
 
+/* The kernel id of the thread that holds a mutex, 0 for none: what libc and the kernel agree on
+ * for robust mutexes (robust-futex-ABI.txt of the Linux documentation). */
+static uint32_t holder_of(const pthread_mutex_t *mutex)
+{
+    return (uint32_t)__atomic_load_n(&mutex->__data.__lock, __ATOMIC_ACQUIRE) & FUTEX_TID_MASK;
+}
+
 bool uf_is_alive(const struct uf_table *table, uint64_t owner)
 {
     struct uf_thread *thread = uf_thread_of(table, owner);
@@ -142,9 +150,11 @@ bool uf_is_alive(const struct uf_table *table, uint64_t owner)
         return false;
     int error = pthread_mutex_trylock(&thread->life);
     if (error == EBUSY)
-        /* Held: by the owner, by somebody who asks as we do (then the next look, half a
-         * millisecond later, tells), or by a new holder, whose generation differs. */
-        return UF_LOAD(thread->generation) == owner >> UF_OWNER_BITS;
+        /* Held: by the owner; or, after its death, by somebody who asks as we do, or by a new
+         * holder that has not written its generation yet. Those could be stopped there, and
+         * the dead would look alive for as long; but they are not the thread on record. */
+        return UF_LOAD(thread->generation) == owner >> UF_OWNER_BITS &&
+               holder_of(&thread->life) == UF_LOAD(thread->tid);
     if (error == EOWNERDEAD)
         error = pthread_mutex_consistent(&thread->life);
     if (error == 0)

@@ -30,8 +30,10 @@ static enum uf_status sweep_slot_locked(struct uf_table *table, uint32_t slot,
 {
     struct uf_slot *s = uf_slot(table, slot);
     uint32_t state = UF_LOAD(s->state), first = UF_LOAD(s->first);
-    if (state == UF_STATE_FREE)
-        return UF_OK;
+    if (state == UF_STATE_FREE) {
+        uint64_t attached = UF_LOAD(uf_group(table, uf_group_of(slot))->attached);
+        return attached & uf_bit_of(slot) ? uf_damage(table) : UF_OK;
+    }
     if (state > UF_STATE_DONE || uf_drop_dead_locked(table, slot, UF_WHOLE_LIST) != UF_OK)
         return uf_damage(table);
     bool waited_for = UF_LOAD(s->first) != 0;

@@ -17,8 +17,14 @@ enum uf_status uf_poll(struct uf_table *table, const struct uf_flight *flight, u
                        uint64_t now_ns)
 {
     const struct uf_slot *slot = uf_slot(table, flight->slot);
-    if (uf_is_damaged(table) || !uf_owns_cell(table, flight, owner))
+    if (uf_is_damaged(table))
         return UF_DAMAGED;
+    if (!uf_owns_cell(table, flight, owner)) {
+        /* Somebody else's by now if the thread released its record while it waited. But a cell
+         * that is ours and waits for something else was not written so by the core. */
+        const struct uf_cell *cell = uf_cell(table, uf_group_of(flight->slot), flight->cell);
+        return UF_LOAD(cell->owner) == owner ? uf_damage(table) : UF_DAMAGED;
+    }
     switch (UF_LOAD(slot->state)) {
     case UF_STATE_DONE:
         return UF_DONE;

@@ -34,7 +34,7 @@ from .shmfile import (
 
 __all__ = ["Reaped", "Segment", "attach_read_only", "destroy", "reap"]
 
-_CARE_LOCK_SECONDS: Final = 0.5  # inside somebody's call, which must not hang for our sake
+_CARE_LOCK_SECONDS: Final = 0.2  # inside somebody's call, which must not hang for our sake
 
 
 def _attach(fd: int, segment: str, name: str, read_only: bool) -> Table:
@@ -122,13 +122,16 @@ def _open_table(segment: str, name: str, limits: Limits, seconds: float = LOCK_S
 
 def _warn_of_other_limits(table: Table, name: str, limits: Limits) -> None:
     found = table.geometry()
-    have = Limits(
-        found["asked_flights"],
-        found["asked_waiters"],
-        found["threads"],
-        found["inline_bytes"],
-        found["result_bytes"],
-    )
+    try:
+        have = Limits(
+            found["asked_flights"],
+            found["asked_waiters"],
+            found["threads"],
+            found["inline_bytes"],
+            found["result_bytes"],
+        )
+    except ValueError as error:
+        raise TableCorrupt(name, f"{table.path} says that it was made with {error}") from error
     if have != limits.rounded():
         warn(
             f"table {name!r} exists with {have}, not with {limits}: the limits of the process "
