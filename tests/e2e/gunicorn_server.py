@@ -1,0 +1,300 @@
+"""What the tests of real gunicorn need: a backend that answers when told, gunicorn itself,
+clients, and a look at the table from outside."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from uniflight_mp import FlightInfo, Merger
+from uniflight_mp.segment import attach_read_only, segment_name
+from uniflight_mp.stats import read_flights
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+PATIENCE = 20.0  # seconds; only a broken test waits for so long, and the application longer
+
+
+def wait_until(condition: Callable[[], object], what: Callable[[], str] | str) -> None:
+    """Return once ``condition()`` is true, or fail and say what did not happen."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(
+                f"not within {PATIENCE:g} s: {what if isinstance(what, str) else what()}"
+            )
+        time.sleep(0.002)
+
+
+class Backend:
+    """Counts the requests it gets, and answers when the test says so.
+
+    Each answer has a serial number, so that a value tells which request it is from.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[str] = []  # the sku of each, in order of arrival
+        self.work = 0.0  # seconds that an answer takes, held or not
+        self.status = 200
+        self._lock = threading.Lock()
+        self._open = threading.Event()
+        self._open.set()
+        backend = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                backend._answer(self)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def hold(self) -> None:
+        """Let requests from now on wait until ``release``."""
+        self._open.clear()
+
+    def release(self) -> None:
+        """Answer the held requests, and later ones at once."""
+        self._open.set()
+
+    def close(self) -> None:
+        self.release()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        sku = handler.path.rpartition("/")[2]
+        with self._lock:
+            self.requests.append(sku)
+            serial = len(self.requests)
+        status = self.status
+        if not self._open.wait(2 * PATIENCE):
+            status = 503
+        time.sleep(self.work)
+        body = json.dumps({"sku": sku, "serial": serial}).encode()
+        try:
+            handler.send_response(status)
+            handler.send_header("Content-Length", str(len(body)))
+            handler.end_headers()
+            handler.wfile.write(body)
+        except OSError:
+            pass  # the worker that asked was killed
+
+
+@dataclass
+class Reply:
+    """How one request ended, as its client saw it."""
+
+    started: float
+    ended: float = 0.0
+    status: int = 0  # 0: no answer
+    value: dict[str, object] = field(default_factory=dict)
+    worker_pid: int = 0
+    role: str = ""
+    error: str = ""
+
+
+def ask(port: int, path: str) -> Reply:
+    """Send one request on a connection of its own."""
+    reply = Reply(started=time.monotonic())
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2 * PATIENCE)
+    try:
+        connection.request("GET", path, headers={"Connection": "close"})
+        response = connection.getresponse()
+        body = response.read()
+        reply.status = response.status
+        reply.worker_pid = int(response.headers.get("X-Worker-Pid", 0))
+        reply.role = response.headers.get("X-Uniflight-Role", "")
+        if response.headers.get("Content-Type") == "application/json":
+            reply.value = json.loads(body)
+    except (OSError, http.client.HTTPException) as error:
+        reply.error = repr(error)
+    finally:
+        connection.close()
+        reply.ended = time.monotonic()
+    return reply
+
+
+class Clients:
+    """Threads that send requests, all that are asked for at the same time."""
+
+    def __init__(self, port: int, threads: int = 64) -> None:
+        self._port = port
+        self._pool = ThreadPoolExecutor(threads)
+
+    def send(self, *paths: str) -> list[Future[Reply]]:
+        return [self._pool.submit(ask, self._port, path) for path in paths]
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+class Load:
+    """Clients that ask for one of a few prices, again and again, until stopped."""
+
+    def __init__(self, port: int, clients: int = 8, skus: int = 3) -> None:
+        self.replies: list[Reply] = []
+        self._stopped = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(port, f"/role/{i % skus}"))
+            for i in range(clients)
+        ]
+
+    def _run(self, port: int, path: str) -> None:
+        while not self._stopped.is_set():
+            self.replies.append(ask(port, path))
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join()
+
+
+class TableView:
+    """The table from outside, mapped for reading only.
+
+    Merger.flights() would sweep what dead processes left; here nobody helps the workers.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        table = attach_read_only(segment_name(name), name)
+        assert table is not None, f"no worker has opened the table {name}"
+        self._table = table
+
+    def flights(self) -> list[FlightInfo]:
+        return read_flights(self._table)
+
+    def wait_for_followers(self, count: int) -> FlightInfo:
+        """Return the one flight there is, once so many wait for its leader."""
+        found: list[FlightInfo] = []
+
+        def reached() -> bool:
+            found[:] = self.flights()
+            return len(found) == 1 and found[0].followers == count
+
+        wait_until(reached, lambda: f"one flight with {count} followers; flights: {found}")
+        return found[0]
+
+    def check_empty(self) -> None:
+        """Fail if a flight or a waiter's cell is in use."""
+        assert self.flights() == []
+        slots, cells, _threads = self._table.usage()
+        assert (slots, cells) == (0, 0)
+
+    def check_empty_after_sweep(self) -> None:
+        """The same, after one open has swept what the dead left; and the table is sound."""
+        with Merger(self.name) as merger:
+            assert merger.flights() == []
+            assert merger._segment.table.check() is None
+        self.check_empty()
+
+
+class Gunicorn:
+    """A real gunicorn with the example application, in a process group of its own."""
+
+    def __init__(self, directory: Path, table: str, backend: Backend, *options: str) -> None:
+        self._log = directory / "gunicorn.log"
+        environment = {
+            **os.environ,
+            "PRICES_TABLE": table,
+            "PRICES_BACKEND": backend.url,
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+            "XDG_RUNTIME_DIR": str(directory),  # newer versions put a socket there
+            "PYTHONUNBUFFERED": "1",
+        }
+        environment.pop("GUNICORN_CMD_ARGS", None)
+        command = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0"]
+        command += ["--pythonpath", str(EXAMPLES), *options, "gunicorn_app"]
+        with open(self._log, "wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=directory,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+
+    def wait_until_ready(self) -> int:
+        """Return the port, once a worker answers there."""
+        port = 0
+
+        def answers() -> bool:
+            nonlocal port
+            assert self._process.poll() is None, f"gunicorn ended:\n{self.log()}"
+            listening = re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", self.log())
+            port = int(listening[1]) if listening else 0
+            return bool(port) and ask(port, "/").status == 404
+
+        wait_until(answers, lambda: f"gunicorn answers:\n{self.log()}")
+        return port
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def workers(self) -> set[int]:
+        """Return the pids of the master's living children."""
+        children = psutil.Process(self.pid).children()
+        return {child.pid for child in children if _is_running(child)}
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the master."""
+        os.kill(self.pid, number)
+
+    def stop(self) -> int:
+        """End it gracefully and return its exit code; fail if any process of it is left."""
+        self.signal(signal.SIGTERM)
+        try:
+            return self._process.wait(PATIENCE)
+        finally:
+            left = self._group()
+            if self._process.poll() is None or left:
+                os.killpg(self.pid, signal.SIGKILL)
+                self._process.wait(PATIENCE)
+                wait_until(lambda: not self._group(), "the group of gunicorn is gone")
+            assert not left, f"processes outlived gunicorn: {left}"
+
+    def _group(self) -> list[int]:
+        """List the living processes of the group, orphans included."""
+        members = []
+        for process in psutil.process_iter():
+            try:
+                if os.getpgid(process.pid) == self.pid and _is_running(process):
+                    members.append(process.pid)
+            except ProcessLookupError:
+                continue
+        return members
+
+
+def _is_running(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
