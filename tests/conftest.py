@@ -207,6 +207,8 @@ class Crew:
             elif self._servers.is_server(call.process):
                 with contextlib.suppress(EOFError, AssertionError, OSError):
                     call._message or call._receive(5)
+                if call._killed:
+                    call.process.join(BOUND)  # its pipe closes before it is dead
                 self._servers.give_back(call.process)
             else:
                 call.process.join(BOUND)

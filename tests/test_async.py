@@ -77,12 +77,12 @@ async def start(*coroutines):
     return tasks
 
 
-def lead_until_followed(merger, value):
-    """In another process: lead the key until somebody follows, then return ``value``."""
+def lead_until_told(merger, value):
+    """In another process: lead the key until "go" is led as well, then return ``value``."""
 
     def function():
         deadline = time.monotonic() + BOUND
-        while not any(flight.followers for flight in merger.flights()):
+        while "go" not in [flight.key for flight in merger.flights()]:
             assert time.monotonic() < deadline
         return value
 
@@ -131,12 +131,16 @@ def test_followers_in_the_leaders_loop_receive_the_very_object(run, table_name):
 
 def test_an_async_caller_follows_a_sync_leader_in_another_process(run, table_name, processes):
     sync = Merger(table_name)
-    leader = processes.start(lead_until_followed, sync, {"x": (1, 2)})
+    leader = processes.start(lead_until_told, sync, {"x": (1, 2)})
 
     async def main():
         await soon(sync.flights)
-        merger = AsyncMerger(table_name)
-        outcomes = await asyncio.gather(*(merger.flight("key", never_async) for _ in range(10)))
+        merger, go = AsyncMerger(table_name), Work()
+        tasks = await start(*(merger.flight("key", never_async) for _ in range(10)))
+        (signal,) = await start(merger.execute("go", go))
+        outcomes = await asyncio.gather(*tasks)
+        go.released.set()
+        await signal
         assert {outcome.role for outcome in outcomes} == {Role.FOLLOWER}
         assert outcomes[0].value == {"x": (1, 2)}
         assert len({id(outcome.value) for outcome in outcomes}) == 1
@@ -237,9 +241,7 @@ def test_a_follower_cancelled_when_it_is_chosen_passes_the_lead_on(run, table_na
     run(main())
 
 
-def test_cancelled_followers_leave_the_flight_alone_and_their_room_free(
-    run, table_name, leading
-):
+def test_cancelled_followers_leave_the_flight_alone_and_their_room_free(run, table_name, leading):
     sync = Merger(table_name)
     leader = leading(sync, "key")
 
@@ -471,7 +473,7 @@ def test_nothing_is_scheduled_when_nobody_waits(run, table_name, leading):
         assert desk._timer is not None
         await asyncio.to_thread(leader.finish, 1)
         await task
-        assert (desk._timer, desk._socket, desk._flights, desk._waited) == (None, None, {}, {})
+        assert (desk._timer, desk._socket, desk._flights, desk._followed) == (None, None, {}, {})
 
     run(main())
 
