@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from .base import BaseMerger, Landed, Solo
 from .coalesce import Coalesced, KeyMaker, wrap
-from .cooperative import lead, resume
+from .cooperative import awaitable, resume
 from .core import Lead
 from .desk import Desk, desk_of
 from .outcome import Outcome
@@ -59,7 +59,13 @@ class AsyncMerger(BaseMerger):
         flight, step = desk.enter(self, key)
         # The ways of almost every call, spelled out: they are to cost no more than they must.
         if isinstance(step, Lead):
-            return await lead(self, desk, flight, step, func, args, kwargs)
+            try:  # as ``cooperative.lead`` does
+                value = await awaitable(func(*args, **kwargs), func)
+            except BaseException as error:
+                desk.fail(flight, self, step, error)
+                raise
+            desk.finish(flight, self, step, value)
+            return value
         if not isinstance(step, Solo) and self._options.timeout_ns is None:
             try:
                 result = await step
@@ -67,8 +73,7 @@ class AsyncMerger(BaseMerger):
                 desk.leave(flight, step)
                 raise
             if isinstance(result, Landed) and result.has_value():
-                value: T = result.value  # type: ignore[assignment]
-                return value
+                return result.value  # type: ignore[return-value]
             step = result
         return (await resume(self, desk, key, flight, step, func, args, kwargs)).value
 

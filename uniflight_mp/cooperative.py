@@ -19,7 +19,7 @@ from .desk import RETRY, Desk, LocalFlight, Ticket
 from .errors import type_name
 from .outcome import Outcome, Role
 
-__all__ = ["drive", "lead", "resume"]
+__all__ = ["awaitable", "drive", "lead", "resume"]
 
 T = TypeVar("T")
 _EXPIRED: Final = object()  # what a ticket is told whose holder has waited long enough
@@ -36,10 +36,7 @@ async def lead(
 ) -> T:
     """Run the function for everybody who waits, and tell them."""
     try:
-        result = func(*args, **kwargs)
-        if result.__class__ is not CoroutineType:
-            result = _awaitable(result, func)
-        value = await result
+        value = await awaitable(func(*args, **kwargs), func)
     except BaseException as error:
         desk.fail(flight, merger, leadership, error)
         raise
@@ -73,7 +70,7 @@ async def resume(
             waited = (time.monotonic_ns() - started_ns) / 1e9
     pid = os.getpid()
     if isinstance(step, Solo):
-        value = await _awaitable(func(*args, **kwargs), func)
+        value = await awaitable(func(*args, **kwargs), func)
         return Outcome(value, Role.SOLO, 0, waited, 0, pid)
     flight.caller = desk.reactor.caller()
     value = await lead(merger, desk, flight, step, func, args, kwargs)
@@ -106,8 +103,9 @@ def _expire(ticket: Ticket) -> None:
         ticket.set_result(_EXPIRED)
 
 
-def _awaitable(result: Awaitable[T], func: object) -> Awaitable[T]:
-    if hasattr(result, "__await__"):
+def awaitable(result: Awaitable[T], func: object) -> Awaitable[T]:
+    """Return what a function returned, or say which Merger is for functions like it."""
+    if result.__class__ is CoroutineType or hasattr(result, "__await__"):
         return result
     raise TypeError(
         f"AsyncMerger needs a function that returns an awaitable, and {func!r} returned "

@@ -158,19 +158,23 @@ class Desk:
         Raises:
             ResultNotShareable: with ``strict``.
         """
+        if not flight.tickets:
+            if self._flights.get(flight.name) is flight:
+                del self._flights[flight.name]
+            merger._complete(lead, value)
+            return
         self._close(flight)
         try:
             merger._complete(lead, value)
         finally:
-            if flight.tickets:
-                # A leader that was superseded keeps its late value for itself.
-                landed = Landed(
-                    value=value,
-                    followers=lead.followers + len(flight.tickets),
-                    takeovers=lead.takeovers,
-                    leader_pid=os.getpid(),
-                )
-                self._settle(flight, RETRY if lead.fenced else landed)
+            # A leader that was superseded keeps its late value for itself.
+            landed = Landed(
+                value=value,
+                followers=lead.followers + len(flight.tickets),
+                takeovers=lead.takeovers,
+                leader_pid=os.getpid(),
+            )
+            self._settle(flight, RETRY if lead.fenced else landed)
 
     def fail(
         self, flight: LocalFlight, merger: BaseMerger, lead: Lead, error: BaseException
