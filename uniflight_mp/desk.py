@@ -321,7 +321,8 @@ class Desk:
         """Make the descriptor that leaders ring; without one, the timer alone has to do."""
         bell = None
         try:
-            bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            bell.setblocking(False)  # SOCK_NONBLOCK does not tell gevent's sockets
             bell.bind(_ADDRESS + self._doorbell)
             self.reactor.add_reader(bell.fileno(), self._rung)
         except OSError:  # no descriptor is to be had
