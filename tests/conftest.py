@@ -51,14 +51,16 @@ def wait_until(condition, seconds=BOUND):
 
 def _run(function, args, kwargs):
     """Run a job in a child; return what ``Call`` makes a result or an exception of."""
+    pid = os.getpid()
     faulthandler.dump_traceback_later(2 * BOUND, exit=True)  # a child outlives no failed test
     try:
         message = (True, function(*args, **kwargs), None)
     except BaseException as error:
         error.__traceback__ = None
         message = (False, error, error.__cause__)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+    if os.getpid() != pid:
+        os._exit(1)  # a child of the job's that came back
+    faulthandler.cancel_dump_traceback_later()
     try:
         return pickle.dumps(message)
     except Exception as error:
@@ -360,12 +362,6 @@ def leading(hands):
 
 def _segments(part):
     return sorted(name for name in os.listdir(SHM_DIR) if part in name)
-
-
-def _destroy(name):
-    from uniflight_mp.segment import destroy, segment_name
-
-    destroy(segment_name(name), name)
 
 
 def _assert_unused(name):

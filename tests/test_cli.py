@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from uniflight_mp import Limits, Merger, cli, segment
+from uniflight_mp import Limits, Merger, cli, segment, shmfile
 from uniflight_mp.cli import doctor, identity, reports
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tables need Linux")
@@ -53,7 +53,7 @@ sys.stdin.read()
 
 
 def files_of(name):
-    return sorted(path for path in Path(segment.SHM_DIR).iterdir() if f"-{name}" in path.name)
+    return sorted(path for path in Path(shmfile.SHM_DIR).iterdir() if f"-{name}" in path.name)
 
 
 @pytest.fixture
@@ -128,9 +128,9 @@ def has_follower(merger):
 
 def place(name, *, content=b"", layout=None, namespace=None, mode=0o600, partition=""):
     """Put a file where a table of that name could be."""
-    _, uid, own_layout, own_namespace, _ = segment.segment_name(name).split("-", 4)
+    _, uid, own_layout, own_namespace, _ = shmfile.segment_name(name).split("-", 4)
     parts = ["uniflight", uid, layout or own_layout, namespace or own_namespace, name]
-    path = Path(segment.SHM_DIR) / ("-".join(parts) + partition)
+    path = Path(shmfile.SHM_DIR) / ("-".join(parts) + partition)
     path.write_bytes(content)
     path.chmod(mode)
     return path
@@ -272,7 +272,7 @@ def test_inspect_changes_nothing_and_waits_for_nobody_while_everybody_is_stopped
 
 
 def test_inspect_maps_a_table_for_reading_only(merger, name):
-    table = segment.attach_read_only(segment.segment_name(name), name)
+    table = segment.attach_read_only(shmfile.segment_name(name), name)
     maps = Path("/proc/self/maps").read_text().splitlines()
     assert {line.split()[1] for line in maps if name in line} == {"rw-s", "r--s"}
     assert table.flights() == []
@@ -575,7 +575,7 @@ def test_doctor_ends_with_1_when_a_limit_makes_tables_impossible():
 
 
 def test_doctor_reports_a_check_that_fails_itself(monkeypatch):
-    monkeypatch.setattr(segment, "SHM_DIR", "/proc/nonexistent")
+    monkeypatch.setattr(shmfile, "SHM_DIR", "/proc/nonexistent")
     monkeypatch.setattr(doctor, "SHM_DIR", "/proc/nonexistent")
     result = call("doctor")
     assert result.exit_code == 1

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from uniflight_mp import segment
+from uniflight_mp import segment, shmfile
 from uniflight_mp.cli import demo
 from uniflight_mp.cli.demo import Call, Execution, Kill, Run, judge
 
@@ -26,7 +26,7 @@ COMMAND = [sys.executable, "-m", "uniflight_mp", "demo"]
 
 
 def tables_of(pid):
-    return [found for found in segment.find_segments() if found.name.startswith(f"demo-{pid}-")]
+    return [found for found in shmfile.find_segments() if found.name.startswith(f"demo-{pid}-")]
 
 
 def until(condition):

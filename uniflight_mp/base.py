@@ -33,7 +33,8 @@ from .options import UNSET, Options, Unset
 from .outcome import Outcome, Role
 from .results import Extra, read_extra, write_extra
 from .scopes import PerHost, Scope
-from .segment import Segment, check_name
+from .segment import Segment
+from .shmfile import check_name
 from .stats import FlightInfo, Stats, read_flights, read_stats
 
 if TYPE_CHECKING:  # takes longer to import than all of this package

@@ -14,14 +14,10 @@ from types import MemberDescriptorType
 from typing import Any
 
 from .errors import Refused, type_name
+from .keys import identity
 
 DATACLASS, ENUM, OTHER, EXCEPTION = range(5, 9)
 _HEAP_TYPE = 1 << 9  # the flag of classes made by a class statement
-
-
-def identity(cls: type) -> str:
-    """Return the name that stands for a class on the wire."""
-    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 _Parts = list[tuple[str, object]]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+
+from .keys import identity
 
 if TYPE_CHECKING:
     from .base import BaseMerger
@@ -24,16 +26,18 @@ class KeyMaker:
     def __init__(self, func: Callable[..., Any], key: object) -> None:
         if not callable(func):
             raise TypeError(f"coalesce decorates a function, not {type(func).__name__}")
-        self._signature = inspect.signature(func)
-        self._identity = f"{func.__module__}:{func.__qualname__}"
-        if key is None:
+        self.make: Callable[..., object]
+        if callable(key):
+            self.make = key
+        elif key is None:
+            self._identity = _identity(func)
+            self._signature = _signature(func)
             self.make = self._from_arguments
         elif isinstance(key, str):
             self._template = key
+            self._signature = _signature(func)
             self._check_template()
             self.make = self._from_template
-        elif callable(key):
-            self.make = key
         else:
             raise TypeError(
                 f"key must be a format string, a callable or None, not {type(key).__name__}; "
@@ -42,19 +46,15 @@ class KeyMaker:
 
     def _check_template(self) -> None:
         try:
-            fields = [field for _, field, _, _ in string.Formatter().parse(self._template)]
+            names = set(_names_in(self._template))
         except ValueError as error:
             raise ValueError(f"key {self._template!r} is no format string: {error}") from error
-        for field in fields:
-            if field is None:
-                continue
-            name = field.partition(".")[0].partition("[")[0]
-            if name not in self._signature.parameters:
-                known = ", ".join(self._signature.parameters) or "none"
-                raise ValueError(
-                    f"key {self._template!r} names {name!r}, which is no argument of "
-                    f"{self._identity} (its arguments: {known})"
-                )
+        for name in sorted(names - self._signature.parameters.keys()):
+            known = ", ".join(self._signature.parameters) or "none"
+            raise ValueError(
+                f"key {self._template!r} names {name!r}, which is no argument of the function "
+                f"(its arguments: {known})"
+            )
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         bound = self._signature.bind(*args, **kwargs)
@@ -72,6 +72,30 @@ class KeyMaker:
                 value = tuple(sorted(value.items()))
             values.append(value)
         return (self._identity, *values)
+
+
+def _identity(func: Callable[..., Any]) -> str:
+    try:
+        return identity(func)
+    except AttributeError:
+        raise TypeError(
+            f"a {type(func).__name__} has no name that could be part of a key: give coalesce a key"
+        ) from None
+
+
+def _signature(func: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(func)
+    except ValueError as error:
+        raise ValueError(f"{error}: give coalesce a callable that makes the key") from error
+
+
+def _names_in(template: str) -> Iterator[str]:
+    """Yield the arguments that a format string names, in its format specifications too."""
+    for _, field, specification, _ in string.Formatter().parse(template):
+        if field is not None:
+            yield field.partition(".")[0].partition("[")[0]
+        yield from _names_in(specification or "")
 
 
 class Coalesced(Protocol[P, T_co]):

@@ -56,9 +56,9 @@ from operator import is_not
 from typing import Any, Protocol, TypeVar
 
 from . import keys
-from .classes import EXCEPTION, OTHER, Registered, describe, identity
+from .classes import EXCEPTION, OTHER, Registered, describe
 from .errors import Refused, ResultNotShareable, show, type_name
-from .keys import ExtType, Leaf
+from .keys import ExtType, Leaf, identity
 
 _SCALARS = frozenset({str, bytes, int, float, bool, type(None)})
 _SIZED = frozenset({str, bytes})

@@ -14,9 +14,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from .classes import identity
 from .codec import Codec, MsgpackCodec
 from .errors import LeaderPanicked, clip
+from .keys import identity
 
 FAILURE_BYTES = 3072
 """No encoded failure is longer."""

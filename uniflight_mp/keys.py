@@ -192,6 +192,17 @@ def _inspect(payload: bytes | memoryview, size: int) -> None:
 # Keys.
 
 
+def identity(thing: Any) -> str:
+    """Return the name of a class or function that means the same in all processes.
+
+    Raises:
+        AttributeError: it has no name, as a ``functools.partial``.
+    """
+    # What multiprocessing calls the main module in children that it spawns.
+    module = "__main__" if thing.__module__ == "__mp_main__" else thing.__module__
+    return f"{module}:{thing.__qualname__}"
+
+
 def encode_key(key: object) -> bytes:
     """Return the bytes, at most ``KEY_BYTES`` of them, that stand for ``key`` in the table.
 
@@ -257,7 +268,7 @@ def _tree(key: Any, depth: int) -> object:
         # A combination of flags has no name in the class; its value tells it apart.
         named = key._name_ in kind.__members__
         name = key._name_ if named else key._value_
-        return [ENUM, f"{kind.__module__}:{kind.__qualname__}", name]
+        return [ENUM, identity(kind), name]
     raise Refused(kind)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -24,7 +23,7 @@ def _nanoseconds(name: str, seconds: object) -> int | None:
         return None
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise TypeError(f"{name} must be a number of seconds or None, not {type(seconds).__name__}")
-    if math.isnan(seconds) or seconds < 0:
+    if seconds != seconds or seconds < 0:  # NaN; not math.isnan, which fails for huge ints
         raise ValueError(f"{name} must be 0 or more seconds, not {seconds!r}")
     # A century is for ever, and still far from what 64 bits of nanoseconds can hold.
     return None if seconds > 3_000_000_000 else round(seconds * 1e9)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from .core import Table, shm
-from .segment import SHM_DIR, unlink
+from .shmfile import SHM_DIR, unlink
 
 __all__ = ["Extra", "extra_segments", "read_extra", "reap_results", "write_extra"]
 

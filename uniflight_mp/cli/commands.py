@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table as Grid
 from rich.text import Text
 
-from .. import segment
+from .. import segment, shmfile
 from ..errors import UniflightError
 from . import identity
 from .doctor import CHECKS, examine
@@ -42,7 +42,7 @@ class _Commands(click.Group):
 
 def _table_name(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
     try:
-        return None if name is None else segment.check_name(name)
+        return None if name is None else shmfile.check_name(name)
     except ValueError as error:
         raise click.BadParameter(printable(str(error), 300)) from error
 

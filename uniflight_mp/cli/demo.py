@@ -36,7 +36,8 @@ from ..errors import show
 from ..limits import Limits
 from ..merger import Merger
 from ..outcome import Role
-from ..segment import attach_read_only, destroy, segment_name
+from ..segment import attach_read_only, destroy
+from ..shmfile import segment_name
 from ..stats import read_flights
 
 __all__ = ["Call", "Execution", "Kill", "Run", "judge", "run"]

@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from .. import segment
+from .. import segment, shmfile
 from ..core import is_built, shm
 from ..errors import UniflightError
 from ..limits import Limits
 from ..merger import Merger
 from ..outcome import Role
-from ..segment import SHM_DIR
+from ..shmfile import SHM_DIR
 from . import identity
 from .identity import printable
 from .rendering import MARKS, size_of, title_of
@@ -132,7 +132,7 @@ def _check_pid_namespace() -> Iterator[Finding]:
         yield Finding("PROBLEM", "PID namespace", "/proc does not tell", advice)
         return
     where = "the host's" if own == identity.INITIAL_PID_NAMESPACE else "of a container"
-    foreign = {found.name for found in segment.find_segments() if found.namespace != own}
+    foreign = {found.name for found in shmfile.find_segments() if found.namespace != own}
     if not foreign:
         yield Finding("OK", "PID namespace", f"{where} ({own:x}); no tables of others here")
         return
@@ -267,7 +267,7 @@ def _check_takeover() -> Iterator[Finding]:
     else:
         yield Finding("OK", check, f"a killed leader was replaced within {took * 1e3:.1f} ms")
     finally:
-        segment.destroy(segment.segment_name(name), name)
+        segment.destroy(shmfile.segment_name(name), name)
 
 
 def _time_takeover(name: str) -> float:

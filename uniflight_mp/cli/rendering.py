@@ -11,9 +11,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
-from .. import segment
+from .. import shmfile
 from ..errors import show
-from ..segment import SegmentName
+from ..shmfile import SegmentName
 from .identity import printable
 from .reports import FlightReport, ProcessReport, TableReport
 
@@ -114,7 +114,7 @@ def render_table(report: TableReport) -> RenderableType:
         f"Table {title_of(report)}: {size_of(report.bytes)}{extra}, "
         f"created {_when(report.created)} by pid {_or_unknown(report.creator_pid)}"
     )
-    parts: list[RenderableType] = [Text(head, style="bold"), Text(segment.path_of(report.segment))]
+    parts: list[RenderableType] = [Text(head, style="bold"), Text(shmfile.path_of(report.segment))]
     parts += [Text(MARKS[mark], style="yellow") for mark in report.marks]
     if report.detail:
         parts.append(Text(report.detail, style="yellow"))

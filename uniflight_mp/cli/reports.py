@@ -14,12 +14,12 @@ from typing import Any
 
 import click
 
-from .. import segment
+from .. import segment, shmfile
 from ..core import Table, is_built, shm
 from ..errors import TableUnavailable, UniflightError, show
 from ..keys import decode_key, encode_key
 from ..results import extra_segments
-from ..segment import SegmentName
+from ..shmfile import SegmentName
 from ..stats import FlightRow, read_stats
 from . import identity
 from .identity import printable
@@ -104,14 +104,14 @@ def find(name: str | None) -> list[Found]:
             name or "",
         )
     files: dict[SegmentName, os.stat_result] = {}
-    for segment_name in segment.find_segments(name):
+    for segment_name in shmfile.find_segments(name):
         try:
-            files[segment_name] = os.stat(segment.path_of(segment_name.segment))
+            files[segment_name] = os.stat(shmfile.path_of(segment_name.segment))
         except OSError:  # removed in this moment
             continue
     where = {found: (status.st_dev, status.st_ino) for found, status in files.items()}
     # Before anything is mapped here, or this process would count itself among the users.
-    users = identity.pids_that_map(where.values(), segment.PREFIX)
+    users = identity.pids_that_map(where.values(), shmfile.PREFIX)
     return [
         Found(found, status.st_size, frozenset(users[where[found]]))
         for found, status in files.items()
@@ -126,7 +126,7 @@ def find_named(name: str) -> list[Found]:
     """
     tables = find(name)
     if not tables:
-        others = sorted({found.name for found in segment.find_segments()})
+        others = sorted({found.name for found in shmfile.find_segments()})
         known = f"; there are: {', '.join(others[:20])}" if others else "; there are none"
         raise click.ClickException(f"this user has no table named {name!r}{known}")
     return tables
@@ -251,7 +251,7 @@ def _sizes_of_extras(name: str) -> list[int]:
     sizes = []
     for extra in extra_segments(name):
         try:
-            sizes.append(os.stat(segment.path_of(extra)).st_size)
+            sizes.append(os.stat(shmfile.path_of(extra)).st_size)
         except OSError:  # its last follower has left
             continue
     return sizes

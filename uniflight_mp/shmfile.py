@@ -1,0 +1,207 @@
+"""The files of tables in ``/dev/shm``: their names, their lock, and whether they are ours to use.
+
+Beside the segment ``NAME`` there may be ``NAME~lock``, ``NAME~draft`` and ``NAME~r…`` (extra
+segments, see ``results``); ``~`` cannot be part of a table's name, so no two tables ever share a
+file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, NamedTuple
+
+from .core import shm
+from .errors import TableUnavailable
+
+__all__ = [
+    "LOCK_SECONDS",
+    "SHM_DIR",
+    "SegmentName",
+    "check_name",
+    "find_segments",
+    "locked",
+    "open_file",
+    "path_of",
+    "segment_name",
+    "unlink",
+]
+
+SHM_DIR: Final = "/dev/shm"
+PREFIX: Final = "uniflight"
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+LOCK_SECONDS: Final = 10.0  # creating a table takes milliseconds; a holder may be stopped
+
+
+def check_name(name: object) -> str:
+    """Return ``name`` if it can name a table.
+
+    Raises:
+        TypeError: it is not a ``str``.
+        ValueError: it is empty, too long, or has a character that is not allowed.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"a table's name must be a str, not {type(name).__name__}")
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"a table's name is 1 to 64 characters out of A-Z, a-z, 0-9, '.', '_' and '-', "
+            f"not {name[:80]!r}"
+        )
+    return name
+
+
+def segment_name(name: str, partition: str = "") -> str:
+    """Build the segment's name: user, layout and ABI, PID namespace, table, partition.
+
+    Processes that could not understand each other get different names. PIDs mean nothing, and
+    robust mutexes prove nothing, across PID namespaces: containers that share ``/dev/shm`` have
+    a table each.
+
+    Raises:
+        TableUnavailable: ``/proc`` is not mounted, so the PID namespace is unknown.
+    """
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError as error:
+        raise TableUnavailable(
+            "unsupported", f"/proc/self/ns/pid cannot be read ({error}); mount /proc", name
+        ) from error
+    parts = [PREFIX, str(os.geteuid()), f"{shm.format():08x}", f"{namespace:x}", name]
+    return "-".join(parts) + (f"@{partition}" if partition else "")
+
+
+class SegmentName(NamedTuple):
+    """What ``segment_name`` puts into a name."""
+
+    segment: str
+    layout: int
+    namespace: int
+    name: str
+    partition: str
+
+
+_SEGMENT = re.compile(rf"{PREFIX}-(\d+)-([0-9a-f]{{8}})-([0-9a-f]+)-({_NAME.pattern})(?:@([^~]+))?")
+
+
+def find_segments(name: str | None = None) -> list[SegmentName]:
+    """List this user's tables, or those of one name, of any layout, PID namespace and partition.
+
+    By their names only: what is behind one may be somebody else's, damaged, or gone by now.
+    """
+    matches = filter(None, map(_SEGMENT.fullmatch, sorted(os.listdir(SHM_DIR))))
+    return [
+        SegmentName(match[0], int(match[2], 16), int(match[3], 16), match[4], match[5] or "")
+        for match in matches
+        if int(match[1]) == os.geteuid() and name in (None, match[4])
+    ]
+
+
+def path_of(segment: str) -> str:
+    """Return the path of a segment's file."""
+    return f"{SHM_DIR}/{segment}"
+
+
+def unlink(segment: str) -> bool:
+    """Remove a segment's name; who has it mapped keeps it. Return whether there was one."""
+    import posix_ipc
+
+    try:
+        posix_ipc.unlink_shared_memory("/" + segment)
+    except posix_ipc.ExistentialError:
+        return False
+    except posix_ipc.PermissionsError as error:
+        raise PermissionError(errno.EACCES, "somebody else's", path_of(segment)) from error
+    return True
+
+
+@contextmanager
+def locked(segment: str, name: str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Hold the table's file lock, against threads and processes; it is freed by any death.
+
+    Raises:
+        TableUnavailable: the lock is held for longer than ``seconds``, or is not ours to take.
+    """
+    import filelock
+
+    path = path_of(segment) + "~lock"
+    if not os.path.isdir(SHM_DIR):  # filelock would make it, on disk
+        raise TableUnavailable(
+            "unsupported", f"{SHM_DIR} does not exist; mount a tmpfs there", name
+        )
+    lock = filelock.FileLock(path, timeout=seconds, mode=0o600, poll_interval=0.002)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise TableUnavailable(
+            "locked",
+            f"another process has been creating or removing the table for {seconds:g} s; "
+            f"is it stopped? See who has {path} open",
+            name,
+        ) from error
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR):
+            raise _refusal(path, name, f"cannot be used as a lock ({error.strerror})") from error
+        raise
+    try:
+        _check_file(os.stat(path, follow_symlinks=False), path, name)
+        yield
+    finally:
+        lock.release()
+
+
+def _refusal(path: str, name: str, what: str) -> TableUnavailable:
+    return TableUnavailable(
+        "refused",
+        f"{path} {what}. Somebody else put it there: remove it, or choose another table name",
+        name,
+    )
+
+
+def _check_file(status: os.stat_result, path: str, name: str) -> None:
+    """Refuse what this user's own process would not have made."""
+    if not stat.S_ISREG(status.st_mode):
+        raise _refusal(path, name, "is not a regular file")
+    if status.st_uid != os.geteuid():
+        raise _refusal(path, name, f"belongs to {_user(status.st_uid)}, not to {_user()}")
+    if stat.S_IMODE(status.st_mode) != 0o600:
+        raise _refusal(path, name, f"has mode {stat.S_IMODE(status.st_mode):04o} instead of 0600")
+    if status.st_nlink > 1:
+        raise _refusal(path, name, f"has {status.st_nlink} hard links instead of 1")
+
+
+def _user(uid: int | None = None) -> str:
+    import pwd
+
+    uid = os.geteuid() if uid is None else uid
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
+
+
+def open_file(segment: str, name: str) -> int | None:
+    """Open an existing segment and check that it is ours to use; None if there is none."""
+    import posix_ipc
+
+    path = path_of(segment)
+    try:
+        # glibc opens with O_NOFOLLOW and O_CLOEXEC.
+        fd: int = posix_ipc.SharedMemory("/" + segment).fd
+    except posix_ipc.ExistentialError:
+        return None
+    except posix_ipc.PermissionsError as error:
+        raise _refusal(path, name, f"cannot be opened ({error})") from error
+    except (OSError, ValueError, posix_ipc.Error) as error:  # ValueError: it is a directory
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
+        raise _refusal(path, name, f"cannot be opened ({error})") from error
+    try:
+        _check_file(os.fstat(fd), path, name)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
