@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import os
@@ -256,6 +257,7 @@ def test_cancelled_followers_leave_the_flight_alone_and_their_room_free(run, tab
         tasks[4].cancel()
         await asyncio.sleep(0)
         assert sync.flights()[0].followers == 0
+        assert merger._desk()._timer is None
 
     run(main())
     assert leader.outcome("value").value == "value"
@@ -362,6 +364,74 @@ def test_a_killed_leader_is_replaced_by_a_waiting_loop(run, table_name, processe
         assert [outcome.value for outcome in outcomes] == ["next"] * 5
         assert [outcome.role for outcome in outcomes].count(Role.LEADER) == 1
         assert outcomes[0].takeovers == 1
+
+    run(main())
+
+
+def test_a_superseded_leader_keeps_its_late_value_from_the_followers_of_its_loop(
+    run, table_name, hands, until
+):
+    sync = Merger(table_name, lease=0.02)
+    go = threading.Event()
+
+    def prompt():
+        return go.wait(BOUND) and "prompt"
+
+    async def main():
+        followed = asyncio.Event()
+
+        async def late():
+            await followed.wait()
+            call = hands.start(sync.execute, "key", prompt, where="threads")
+            until(lambda: sync.flights()[0].takeovers == 1)  # the loop is blocked meanwhile
+            return "late", call
+
+        merger = AsyncMerger(table_name, lease=0.02)
+        leader, follower = await start(
+            merger.execute("key", late), merger.execute("key", never_async)
+        )
+        followed.set()
+        value, call = await leader
+        assert value == "late"
+        go.set()
+        assert await follower == "prompt"
+        assert await asyncio.to_thread(call.result) == "prompt"
+
+    run(main())
+
+
+def test_a_leader_that_took_over_has_its_own_lease_from_then_on(run, table_name, processes, until):
+    sync = Merger(table_name)
+    call = processes.start(sync.execute, "key", time.sleep, 60)
+    until(sync.flights)
+
+    async def main():
+        merger, stuck = AsyncMerger(table_name, lease=0.05), Work("late")
+        tasks = await start(
+            merger.execute("key", stuck), merger.execute("key", asyncio.sleep, 0, "prompt")
+        )
+        call.kill()
+        assert await tasks[1] == "prompt"
+        stuck.released.set()
+        assert await tasks[0] == "late"
+
+    run(main())
+
+
+def test_a_leader_that_was_cancelled_and_calls_again_follows_its_successor(run, table_name):
+    async def main():
+        merger, second = AsyncMerger(table_name), Work("second")
+
+        async def stubborn():
+            with contextlib.suppress(asyncio.CancelledError):
+                await merger.execute("key", Work("first"))
+            return await merger.execute("key", never_async)
+
+        leader, follower = await start(stubborn(), merger.execute("key", second))
+        leader.cancel()
+        await second.started.wait()
+        second.released.set()
+        assert await asyncio.gather(leader, follower) == ["second", "second"]
 
     run(main())
 

@@ -3,13 +3,13 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from gunicorn_server import Backend, Clients, Gunicorn, TableView
+from gunicorn_server import Backend, Clients, Gunicorn, Site, TableView
 
-from uniflight_mp.segment import destroy, segment_name
+from uniflight_mp.segment import destroy
+from uniflight_mp.shmfile import segment_name
 
 
 @pytest.fixture
@@ -24,16 +24,6 @@ def backend() -> Iterator[Backend]:
     backend = Backend()
     yield backend
     backend.close()
-
-
-@dataclass
-class Site:
-    """Everything between the clients and the backend."""
-
-    gunicorn: Gunicorn
-    port: int
-    clients: Clients
-    table: TableView
 
 
 @pytest.fixture(params=[False, True], ids=["each-worker-loads", "preload"])

@@ -11,8 +11,7 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from conftest import Site
-from gunicorn_server import Backend, Load, Reply, wait_until
+from gunicorn_server import Backend, Load, Reply, Site, wait_until
 
 from uniflight_mp import Merger
 
@@ -31,9 +30,10 @@ def replies_of(futures: list[Future[Reply]]) -> list[Reply]:
 
 def burst(site: Site, backend: Backend, *paths: str) -> list[Reply]:
     """Send requests for one sku, and let the backend answer when all of them wait."""
+    sku = paths[0].rpartition("/")[2]
     backend.hold()
     sent = site.clients.send(*paths)
-    site.table.wait_for_followers(len(paths) - 1)
+    site.table.wait_for_followers(sku, len(paths) - 1)
     backend.release()
     return replies_of(sent)
 
@@ -45,9 +45,11 @@ def assert_all_got(replies: list[Reply], sku: str, serial: int) -> None:
 
 
 def assert_fresh_burst_works(site: Site, backend: Backend, count: int = 4) -> None:
-    before = len(backend.requests)
-    assert_all_got(burst(site, backend, *["/price/fresh"] * count), "fresh", before + 1)
-    assert len(backend.requests) == before + 1
+    before = backend.requests.count("fresh")  # those of killed workers may still arrive
+    replies = burst(site, backend, *["/price/fresh"] * count)
+    assert backend.requests.count("fresh") == before + 1
+    serial = len(backend.requests) - backend.requests[::-1].index("fresh")
+    assert_all_got(replies, "fresh", serial)
 
 
 def test_concurrent_requests_in_4_sync_workers_reach_the_backend_once(
@@ -100,12 +102,12 @@ def test_when_the_leading_sync_worker_is_killed_the_others_get_the_value_by_one_
     site = serve(*SYNC)
     backend.hold()
     sent = site.clients.send(*["/role/1"] * 4)
-    leader_pid = site.table.wait_for_followers(3).leader_pid
+    leader_pid = site.table.wait_for_followers("1", 3).leader_pid
     assert leader_pid in site.gunicorn.workers()
 
     os.kill(leader_pid, signal.SIGKILL)
     wait_until(lambda: len(backend.requests) == 2, "a follower asks the backend anew")
-    second = site.table.wait_for_followers(2)
+    second = site.table.wait_for_followers("1", 2)
     assert second.takeovers == 1
     assert second.leader_pid != leader_pid
     backend.release()
@@ -127,7 +129,7 @@ def test_when_a_leading_gthread_worker_is_killed_only_its_own_requests_fail(
     site = serve(*GTHREAD, *THREADS_10)
     backend.hold()
     sent = site.clients.send(*["/role/1"] * 40)
-    leader_pid = site.table.wait_for_followers(39).leader_pid
+    leader_pid = site.table.wait_for_followers("1", 39).leader_pid
 
     os.kill(leader_pid, signal.SIGKILL)
     wait_until(lambda: len(backend.requests) == 2, "a follower asks the backend anew")
@@ -156,14 +158,14 @@ def test_a_leader_that_gunicorn_aborts_for_its_timeout_is_replaced_by_a_follower
     assert_fresh_burst_works(site, backend)  # all four have booted
     backend.hold()
     sent = site.clients.send("/role/1")
-    leader_pid = site.table.wait_for_followers(0).leader_pid
+    leader_pid = site.table.wait_for_followers("1", 0).leader_pid
     # A sync worker's time runs while it follows, too. With the master stopped meanwhile, the
     # leader's is over and the followers' has only begun when the master looks.
     site.gunicorn.signal(signal.SIGSTOP)
     try:
         wait_until(lambda: site.table.flights()[0].age > 3.2, "the leader is overdue")
         sent += site.clients.send(*["/role/1"] * 3)
-        site.table.wait_for_followers(3)
+        site.table.wait_for_followers("1", 3)
     finally:
         site.gunicorn.signal(signal.SIGCONT)
     wait_until(lambda: backend.requests[1:] == ["1", "1"], "a follower asks the backend anew")
@@ -185,7 +187,7 @@ def test_a_frozen_leader_that_gunicorn_kills_for_its_timeout_is_replaced_by_a_fo
     site = serve(*GTHREAD, *THREADS_2, "--timeout", "2")
     backend.hold()
     sent = site.clients.send(*["/role/1"] * 8)
-    leader_pid = site.table.wait_for_followers(7).leader_pid
+    leader_pid = site.table.wait_for_followers("1", 7).leader_pid
     os.kill(leader_pid, signal.SIGSTOP)  # ABRT does nothing to it, KILL does
     wait_until(lambda: len(backend.requests) == 2, "a follower asks the backend anew")
     backend.release()
@@ -202,7 +204,7 @@ def test_workers_that_are_all_aborted_at_once_leave_nothing_behind(serve: Serve,
     site = serve(*SYNC, "--timeout", "2")
     backend.hold()
     sent = site.clients.send(*["/price/1"] * 4)
-    site.table.wait_for_followers(3)
+    site.table.wait_for_followers("1", 3)
     assert {reply.status for reply in replies_of(sent)} <= {0, 500}  # all of them end
     assert_fresh_burst_works(site, backend)
     site.table.check_empty_after_sweep()
@@ -214,7 +216,7 @@ def test_a_graceful_reload_lets_old_and_new_workers_share_a_flight(serve: Serve,
     old = site.gunicorn.workers()
     backend.hold()
     sent = site.clients.send("/role/1", "/role/1")
-    assert site.table.wait_for_followers(1).leader_pid in old
+    assert site.table.wait_for_followers("1", 1).leader_pid in old
 
     site.gunicorn.signal(signal.SIGHUP)
     wait_until(
@@ -222,7 +224,7 @@ def test_a_graceful_reload_lets_old_and_new_workers_share_a_flight(serve: Serve,
         lambda: f"2 busy old and 4 new workers; {site.gunicorn.workers()}, of these old: {old}",
     )
     sent += site.clients.send("/role/1", "/role/1")
-    site.table.wait_for_followers(3)
+    site.table.wait_for_followers("1", 3)
     backend.release()
 
     replies = replies_of(sent)
