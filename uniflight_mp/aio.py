@@ -59,7 +59,7 @@ class AsyncMerger(BaseMerger):
         flight, step = desk.enter(self, key)
         # The ways of almost every call, spelled out: they are to cost no more than they must.
         if isinstance(step, Lead):
-            try:  # as ``cooperative.lead`` does
+            try:
                 value = await awaitable(func(*args, **kwargs), func)
             except BaseException as error:
                 desk.fail(flight, self, step, error)

@@ -19,29 +19,10 @@ from .desk import RETRY, Desk, LocalFlight, Ticket
 from .errors import type_name
 from .outcome import Outcome, Role
 
-__all__ = ["awaitable", "drive", "lead", "resume"]
+__all__ = ["awaitable", "drive", "resume"]
 
 T = TypeVar("T")
 _EXPIRED: Final = object()  # what a ticket is told whose holder has waited long enough
-
-
-async def lead(
-    merger: BaseMerger,
-    desk: Desk,
-    flight: LocalFlight,
-    leadership: Lead,
-    func: Callable[..., Awaitable[T]],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> T:
-    """Run the function for everybody who waits, and tell them."""
-    try:
-        value = await awaitable(func(*args, **kwargs), func)
-    except BaseException as error:
-        desk.fail(flight, merger, leadership, error)
-        raise
-    desk.finish(flight, merger, leadership, value)
-    return value
 
 
 async def resume(
@@ -73,8 +54,13 @@ async def resume(
         value = await awaitable(func(*args, **kwargs), func)
         return Outcome(value, Role.SOLO, 0, waited, 0, pid)
     flight.caller = desk.reactor.caller()
-    value = await lead(merger, desk, flight, step, func, args, kwargs)
-    return Outcome(value, Role.LEADER, step.followers, waited, step.takeovers, pid)
+    try:
+        value = await awaitable(func(*args, **kwargs), func)
+    except BaseException as error:
+        desk.fail(flight, merger, step, error)
+        raise
+    followers = desk.finish(flight, merger, step, value)
+    return Outcome(value, Role.LEADER, followers, waited, step.takeovers, pid)
 
 
 async def _wait(

@@ -152,8 +152,10 @@ class Desk:
             flight.due_ns = time.monotonic_ns() + options.lease_ns
         return flight, step
 
-    def finish(self, flight: LocalFlight, merger: BaseMerger, lead: Lead, value: object) -> None:
-        """End the flight with its leader's value, here and elsewhere.
+    def finish(self, flight: LocalFlight, merger: BaseMerger, lead: Lead, value: object) -> int:
+        """End the flight with its leader's value, here and elsewhere; return how many followed.
+
+        Those of this loop count each, another loop counts once.
 
         Raises:
             ResultNotShareable: with ``strict``.
@@ -162,19 +164,22 @@ class Desk:
             if self._flights.get(flight.name) is flight:
                 del self._flights[flight.name]
             merger._complete(lead, value)
-            return
+            return lead.followers
         self._close(flight)
+        local = sum(not ticket.done() for ticket in flight.tickets)
         try:
             merger._complete(lead, value)
         finally:
             # A leader that was superseded keeps its late value for itself.
+            followers = 0 if lead.fenced else lead.followers + local
             landed = Landed(
                 value=value,
-                followers=lead.followers + len(flight.tickets),
+                followers=followers,
                 takeovers=lead.takeovers,
                 leader_pid=os.getpid(),
             )
             self._settle(flight, RETRY if lead.fenced else landed)
+        return followers
 
     def fail(
         self, flight: LocalFlight, merger: BaseMerger, lead: Lead, error: BaseException
