@@ -307,9 +307,8 @@ enum uf_status uf_begin(struct uf_table *table, const struct uf_caller *caller,
         return status;
     UF_CRASH_POINT(BEGIN_LOCKED);
     /* The caller's own record says that it is another: everybody would take it for dead. */
-    const struct uf_thread *thread = uf_thread_of(table, caller->owner);
     status = UF_PENDING;
-    if (!thread || UF_LOAD(thread->generation) != caller->owner >> UF_OWNER_BITS)
+    if (!uf_is_on_record(table, caller->owner))
         status = uf_damage(table);
     else if (find_attached_locked(table, hash, key, &slot))
         status = enter_locked(table, caller, slot, &wakes, flight);

@@ -143,6 +143,13 @@ static uint32_t holder_of(const pthread_mutex_t *mutex)
     return (uint32_t)__atomic_load_n(&mutex->__data.__lock, __ATOMIC_ACQUIRE) & FUTEX_TID_MASK;
 }
 
+bool uf_is_on_record(const struct uf_table *table, uint64_t owner)
+{
+    const struct uf_thread *thread = uf_thread_of(table, owner);
+    return thread && UF_LOAD(thread->generation) == owner >> UF_OWNER_BITS &&
+           holder_of(&thread->life) == UF_LOAD(thread->tid);
+}
+
 bool uf_is_alive(const struct uf_table *table, uint64_t owner)
 {
     struct uf_thread *thread = uf_thread_of(table, owner);

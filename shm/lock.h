@@ -31,6 +31,9 @@ void uf_threads_reap(struct uf_table *table);
  * record.  May be asked by any thread, with or without a group lock. */
 bool uf_is_alive(const struct uf_table *table, uint64_t owner);
 
+/* Whether the calling thread's own record says what uf_is_alive asks of it. */
+bool uf_is_on_record(const struct uf_table *table, uint64_t owner);
+
 /* Record of an owner word, or NULL if the word names none. */
 struct uf_thread *uf_thread_of(const struct uf_table *table, uint64_t owner);
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import os
@@ -77,14 +78,13 @@ async def start(*coroutines):
     return tasks
 
 
-def lead_until_told(merger, gate, value):
-    """In another process: lead the key until the file ``gate`` exists, then return ``value``."""
+def lead_until_told(merger, value):
+    """In another process: lead the key until "go" is led as well, then return ``value``."""
 
     def function():
         deadline = time.monotonic() + BOUND
-        while not gate.exists():
+        while "go" not in [flight.key for flight in merger.flights()]:
             assert time.monotonic() < deadline
-            time.sleep(0.001)
         return value
 
     return merger.flight("key", function)
@@ -110,7 +110,7 @@ def test_tasks_of_a_loop_run_one_execution_and_share_its_very_object(run, table_
         work.released.set()
         outcomes = [await leader, *[await merger.execute("other", asyncio.sleep, 0, 1)]]
         assert outcomes[0].role is Role.LEADER
-        assert outcomes[0].followers == 0
+        assert outcomes[0].followers == 49
         assert work.runs == 1
 
     run(main())
@@ -125,23 +125,23 @@ def test_followers_in_the_leaders_loop_receive_the_very_object(run, table_name):
         outcomes = await asyncio.gather(*tasks)
         assert [outcome.role for outcome in outcomes].count(Role.LEADER) == 1
         assert {id(outcome.value) for outcome in outcomes} == {id(work.value)}
-        assert {outcome.followers for outcome in outcomes[1:]} == {49}
+        assert {outcome.followers for outcome in outcomes} == {49}
 
     run(main())
 
 
-def test_an_async_caller_follows_a_sync_leader_in_another_process(
-    run, table_name, processes, tmp_path
-):
-    sync, gate = Merger(table_name), tmp_path / "gate"
-    leader = processes.start(lead_until_told, sync, gate, {"x": (1, 2)})
+def test_an_async_caller_follows_a_sync_leader_in_another_process(run, table_name, processes):
+    sync = Merger(table_name)
+    leader = processes.start(lead_until_told, sync, {"x": (1, 2)})
 
     async def main():
         await soon(sync.flights)
-        merger = AsyncMerger(table_name)
+        merger, go = AsyncMerger(table_name), Work()
         tasks = await start(*(merger.flight("key", never_async) for _ in range(10)))
-        gate.touch()
+        (signal,) = await start(merger.execute("go", go))
         outcomes = await asyncio.gather(*tasks)
+        go.released.set()
+        await signal
         assert {outcome.role for outcome in outcomes} == {Role.FOLLOWER}
         assert outcomes[0].value == {"x": (1, 2)}
         assert len({id(outcome.value) for outcome in outcomes}) == 1
@@ -257,6 +257,7 @@ def test_cancelled_followers_leave_the_flight_alone_and_their_room_free(run, tab
         tasks[4].cancel()
         await asyncio.sleep(0)
         assert sync.flights()[0].followers == 0
+        assert merger._desk()._timer is None
 
     run(main())
     assert leader.outcome("value").value == "value"
@@ -367,6 +368,74 @@ def test_a_killed_leader_is_replaced_by_a_waiting_loop(run, table_name, processe
     run(main())
 
 
+def test_a_superseded_leader_keeps_its_late_value_from_the_followers_of_its_loop(
+    run, table_name, hands, until
+):
+    sync = Merger(table_name, lease=0.02)
+    go = threading.Event()
+
+    def prompt():
+        return go.wait(BOUND) and "prompt"
+
+    async def main():
+        followed = asyncio.Event()
+
+        async def late():
+            await followed.wait()
+            call = hands.start(sync.execute, "key", prompt, where="threads")
+            until(lambda: sync.flights()[0].takeovers == 1)  # the loop is blocked meanwhile
+            return "late", call
+
+        merger = AsyncMerger(table_name, lease=0.02)
+        leader, follower = await start(
+            merger.execute("key", late), merger.execute("key", never_async)
+        )
+        followed.set()
+        value, call = await leader
+        assert value == "late"
+        go.set()
+        assert await follower == "prompt"
+        assert await asyncio.to_thread(call.result) == "prompt"
+
+    run(main())
+
+
+def test_a_leader_that_took_over_has_its_own_lease_from_then_on(run, table_name, processes, until):
+    sync = Merger(table_name)
+    call = processes.start(sync.execute, "key", time.sleep, 60)
+    until(sync.flights)
+
+    async def main():
+        merger, stuck = AsyncMerger(table_name, lease=0.05), Work("late")
+        tasks = await start(
+            merger.execute("key", stuck), merger.execute("key", asyncio.sleep, 0, "prompt")
+        )
+        call.kill()
+        assert await tasks[1] == "prompt"
+        stuck.released.set()
+        assert await tasks[0] == "late"
+
+    run(main())
+
+
+def test_a_leader_that_was_cancelled_and_calls_again_follows_its_successor(run, table_name):
+    async def main():
+        merger, second = AsyncMerger(table_name), Work("second")
+
+        async def stubborn():
+            with contextlib.suppress(asyncio.CancelledError):
+                await merger.execute("key", Work("first"))
+            return await merger.execute("key", never_async)
+
+        leader, follower = await start(stubborn(), merger.execute("key", second))
+        leader.cancel()
+        await second.started.wait()
+        second.released.set()
+        assert await asyncio.gather(leader, follower) == ["second", "second"]
+
+    run(main())
+
+
 def test_forget_starts_a_fresh_flight_in_the_same_loop(run, table_name):
     async def main():
         old, new = Work("old"), Work("new")
@@ -374,10 +443,11 @@ def test_forget_starts_a_fresh_flight_in_the_same_loop(run, table_name):
         (first,) = await start(merger.execute("key", old))
         assert merger.forget("key") is True
         (second,) = await start(merger.execute("key", new))
-        new.released.set()
-        assert await second == "new"
         old.released.set()
         assert await first == "old"
+        (third,) = await start(merger.execute("key", never_async))
+        new.released.set()
+        assert await asyncio.gather(second, third) == ["new", "new"]
 
     run(main())
 
@@ -474,7 +544,7 @@ def test_nothing_is_scheduled_when_nobody_waits(run, table_name, leading):
         assert desk._timer is not None
         await asyncio.to_thread(leader.finish, 1)
         await task
-        assert (desk._timer, desk._socket, desk._flights, desk._waited) == (None, None, {}, {})
+        assert (desk._timer, desk._socket, desk._flights, desk._followed) == (None, None, {}, {})
 
     run(main())
 

@@ -64,6 +64,19 @@ def test_the_demo_passes_in_plain_lines_when_piped_and_leaves_nothing():
     assert members_of_session(running.pid) == []
 
 
+def test_the_demo_in_event_loops_counts_each_task_and_a_worker_once_in_the_table():
+    result = subprocess.run([*COMMAND, "--async"], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr == ""
+    assert "Each has an event loop, and 5 tasks in it want each key." in result.stdout
+    assert re.search(r"takeovers +│ +1 ", result.stdout)
+    assert re.search(r"executions .* 11 ", result.stdout)
+    assert "sku:1: led by pid" in result.stdout
+    assert result.stdout.count(", 7 followers") + result.stdout.count(", 6 followers") == 10
+    # 8 workers until one is killed, in the fifth key or a later one; then 7.
+    assert int(re.search(r"calls +│ +(\d+) ", result.stdout)[1]) in range(375, 400, 5)
+
+
 def test_the_demo_draws_on_a_terminal():
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
@@ -113,7 +126,7 @@ def test_a_senseless_duration_is_wrong_usage(seconds):
 def without_the_library(merger, link, journal, seconds):
     for key, _ in demo._orders(link):
         token = demo._expensive(key, journal, seconds)["token"]
-        link.send(Call(key, os.getpid(), token, "leader", os.getpid(), 0, 0))
+        link.send([Call(key, os.getpid(), token, "leader", os.getpid(), 0, 0)])
 
 
 def dying(merger, link, journal, seconds):
@@ -219,6 +232,14 @@ def test_an_execution_of_an_unknown_key_is_found(good):
 def test_a_wrong_value_is_found(good):
     good.calls[4] = replace(good.calls[4], token="t2")  # that of the dead
     assert judge(good) == ["pid 3 got a wrong value for b"]
+
+
+def test_all_calls_of_the_killed_worker_may_be_missing_and_no_others(good):
+    good.tasks, good.callers = 2, {"a": 6, "b": 6}
+    good.calls = [call for call in good.calls for _ in range(2)]
+    assert judge(good) == []
+    del good.calls[-1]
+    assert judge(good) == ["3 of 6 calls of b came back"]
 
 
 def test_a_call_that_did_not_come_back_is_found(good):

@@ -174,7 +174,7 @@ def fork_and_hang(merger):
         pid = os.fork()
         if pid == 0:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(3)  # the end of a child that nobody waits for
+            signal.alarm(1)  # the end of a child that nobody waits for
             signal.pause()
         time.sleep(60)
 

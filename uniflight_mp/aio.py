@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from .base import BaseMerger
+from .base import BaseMerger, Landed, Solo
 from .coalesce import Coalesced, KeyMaker, wrap
-from .cooperative import lead, resume
+from .cooperative import awaitable, resume
 from .core import Lead
-from .desk import Desk, Desks, Ticket, Timer
+from .desk import Desk, desk_of
 from .outcome import Outcome
 
 __all__ = ["AsyncMerger"]
@@ -22,25 +23,15 @@ T = TypeVar("T")
 
 
 class _AsyncioReactor:
-    """What a desk needs of asyncio, or of uvloop."""
+    """What a desk needs of a loop of asyncio, or of uvloop."""
 
-    def ticket(self) -> Ticket:
-        return asyncio.get_running_loop().create_future()
-
-    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer:
-        return asyncio.get_running_loop().call_later(seconds, callback)
-
-    def add_reader(self, fd: int, callback: Callable[[], None]) -> None:
-        asyncio.get_running_loop().add_reader(fd, callback)
-
-    def remove_reader(self, fd: int) -> None:
-        asyncio.get_running_loop().remove_reader(fd)
-
-    def caller(self) -> object:
-        return asyncio.current_task()
-
-
-_desks = Desks(_AsyncioReactor())
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.ticket: Callable[[], asyncio.Future[Any]] = loop.create_future
+        self.call_later = loop.call_later
+        self.add_reader = loop.add_reader
+        self.remove_reader = loop.remove_reader
+        self.is_closed = loop.is_closed
+        self.caller: Callable[[], object] = partial(asyncio.current_task, loop)
 
 
 class AsyncMerger(BaseMerger):
@@ -66,8 +57,24 @@ class AsyncMerger(BaseMerger):
         """
         desk = self._desk()
         flight, step = desk.enter(self, key)
-        if step.__class__ is Lead:
-            return await lead(self, desk, flight, step, func, args, kwargs)
+        # The ways of almost every call, spelled out: they are to cost no more than they must.
+        if isinstance(step, Lead):
+            try:
+                value = await awaitable(func(*args, **kwargs), func)
+            except BaseException as error:
+                desk.fail(flight, self, step, error)
+                raise
+            desk.finish(flight, self, step, value)
+            return value
+        if not isinstance(step, Solo) and self._options.timeout_ns is None:
+            try:
+                result = await step
+            except BaseException:
+                desk.leave(flight, step)
+                raise
+            if isinstance(result, Landed) and result.has_value():
+                return result.value  # type: ignore[return-value]
+            step = result
         return (await resume(self, desk, key, flight, step, func, args, kwargs)).value
 
     async def flight(
@@ -115,12 +122,23 @@ class AsyncMerger(BaseMerger):
     ) -> None:
         self.close()
 
-    _cached: tuple[Any, Any, Desk] | None = None  # the last loop, weakly, segment, and desk
+    def close(self) -> None:
+        """Let go of the table; it stays for others, and calls under way finish. Idempotent.
+
+        Any other use afterwards raises RuntimeError.
+        """
+        self._last = None
+        super().close()
+
+    # The segment and the desk of the last call. Weakly: a Merger shall not keep a closed loop.
+    _last: tuple[object, weakref.ref[Desk]] | None = None
 
     def _desk(self) -> Desk:
-        loop, segment, cached = asyncio.get_running_loop(), self._segment, self._cached
-        if cached is not None and cached[0]() is loop and cached[1] is segment:
-            return cached[2]
-        desk = _desks.of(segment, loop)
-        self._cached = (weakref.ref(loop), segment, desk)
+        loop, last = asyncio.get_running_loop(), self._last
+        if last is not None and last[0] is self._segment:
+            desk = last[1]()
+            if desk is not None and desk.loop is loop:
+                return desk
+        desk = desk_of(self._segment, loop, _AsyncioReactor)
+        self._last = (self._segment, weakref.ref(desk))
         return desk

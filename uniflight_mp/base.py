@@ -74,6 +74,10 @@ class Landed(NamedTuple):
     takeovers: int = 0
     leader_pid: int = 0
 
+    def has_value(self) -> bool:
+        """Whether the leader's value is there for its followers."""
+        return self.failure is None and self.solo is None and not self.died
+
 
 class _ClosedSegment:
     """Stands where the segment was; any use of it says so."""

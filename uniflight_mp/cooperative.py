@@ -9,36 +9,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from functools import partial
+from types import CoroutineType
+from typing import Any, Final, TypeVar
 
 from .base import BaseMerger, Landed, Solo
 from .core import Lead
-from .desk import RETRY, Desk, LocalFlight, Ticket, Timer
+from .desk import RETRY, Desk, LocalFlight, Ticket
 from .errors import type_name
 from .outcome import Outcome, Role
 
-__all__ = ["drive", "lead", "resume"]
+__all__ = ["awaitable", "drive", "resume"]
 
 T = TypeVar("T")
-
-
-async def lead(
-    merger: BaseMerger,
-    desk: Desk,
-    flight: LocalFlight,
-    leadership: Lead,
-    func: Callable[..., Awaitable[T]],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> T:
-    """Run the function for everybody who waits, and tell them."""
-    try:
-        value = await _awaitable(func(*args, **kwargs), func)
-    except BaseException as error:
-        desk.fail(flight, merger, leadership, error)
-        raise
-    desk.finish(flight, merger, leadership, value)
-    return value
+_EXPIRED: Final = object()  # what a ticket is told whose holder has waited long enough
 
 
 async def resume(
@@ -53,53 +37,61 @@ async def resume(
 ) -> Outcome[T]:
     """Carry a call on from whatever its last step was, to its outcome."""
     started_ns, waited = time.monotonic_ns(), 0.0
-    timer = _set_timer(merger, desk, step)
     while not isinstance(step, (Lead, Solo)):
-        try:
-            result = await step
-        except BaseException:
-            desk.leave(flight, step)
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-        waited = (time.monotonic_ns() - started_ns) / 1e9
-        if result.__class__ is Landed:
-            step = merger._deliver(result, key, waited, flight.table)
+        if isinstance(step, Landed):
+            step = merger._deliver(step, key, waited, flight.table)
             if isinstance(step, Outcome):
                 return step
-        elif result is RETRY:
+        elif step is RETRY:
             flight, step = desk.enter(merger, key)
-            timer = _set_timer(merger, desk, step, waited)
-        elif result is None:
-            desk.leave(flight, step, True)
+        elif step is _EXPIRED:
             step = merger._timed_out(key, waited, flight.table)
         else:
-            step = result
+            step = await _wait(merger, desk, flight, step, waited)
+            waited = (time.monotonic_ns() - started_ns) / 1e9
     pid = os.getpid()
     if isinstance(step, Solo):
-        value = await _awaitable(func(*args, **kwargs), func)
+        value = await awaitable(func(*args, **kwargs), func)
         return Outcome(value, Role.SOLO, 0, waited, 0, pid)
-    value = await lead(merger, desk, flight, step, func, args, kwargs)
-    return Outcome(value, Role.LEADER, step.followers, waited, step.takeovers, pid)
+    flight.caller = desk.reactor.caller()
+    try:
+        value = await awaitable(func(*args, **kwargs), func)
+    except BaseException as error:
+        desk.fail(flight, merger, step, error)
+        raise
+    followers = desk.finish(flight, merger, step, value)
+    return Outcome(value, Role.LEADER, followers, waited, step.takeovers, pid)
 
 
-def _set_timer(merger: BaseMerger, desk: Desk, ticket: Any, waited: float = 0.0) -> Timer | None:
-    """Have the ticket answer None when its holder has waited long enough."""
-    timeout_ns = merger._options.timeout_ns
-    if timeout_ns is None or isinstance(ticket, (Lead, Solo)):
-        return None
-    rest = max(timeout_ns / 1e9 - waited, 0.0)
-    return desk.reactor.call_later(rest, lambda: _expire(ticket))
+async def _wait(
+    merger: BaseMerger, desk: Desk, flight: LocalFlight, ticket: Any, waited: float
+) -> Any:
+    """Sleep until the ticket has a result, or its holder has waited long enough."""
+    timeout_ns, timer = merger._options.timeout_ns, None
+    if timeout_ns is not None:
+        rest = max(timeout_ns / 1e9 - waited, 0.0)
+        timer = desk.reactor.call_later(rest, partial(_expire, ticket))
+    try:
+        result = await ticket
+    except BaseException:
+        desk.leave(flight, ticket)
+        raise
+    finally:
+        if timer is not None:
+            timer.cancel()
+    if result is _EXPIRED:
+        desk.leave(flight, ticket, True)
+    return result
 
 
 def _expire(ticket: Ticket) -> None:
     if not ticket.done():
-        ticket.set_result(None)
+        ticket.set_result(_EXPIRED)
 
 
-def _awaitable(result: Awaitable[T], func: object) -> Awaitable[T]:
-    if hasattr(result, "__await__"):
+def awaitable(result: Awaitable[T], func: object) -> Awaitable[T]:
+    """Return what a function returned, or say which Merger is for functions like it."""
+    if result.__class__ is CoroutineType or hasattr(result, "__await__"):
         return result
     raise TypeError(
         f"AsyncMerger needs a function that returns an awaitable, and {func!r} returned "

@@ -11,6 +11,9 @@ many of them wait. The desk decides; how a task sleeps, and on what, is the reac
                             RETRY     the flight is not worth waiting for: enter again
                           or leave()s when it gives up
             ---> Solo     the caller runs its function alone
+
+A desk is an attribute of its loop: nothing else keeps it, so a loop that is thrown away takes
+along its desk and the tasks that still waited, and leaves nothing in the table.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from .base import BaseMerger, Landed, Solo
@@ -28,10 +33,14 @@ from .core import Follow, Lead, Table, shm
 from .errors import show
 from .keys import encode_key
 
-__all__ = ["RETRY", "Desk", "Desks", "LocalFlight", "Reactor", "Retry", "Ticket", "Timer"]
+__all__ = ["RETRY", "Desk", "LocalFlight", "Reactor", "Retry", "Ticket", "Timer", "desk_of"]
 
 _ADDRESS: Final = b"\0uniflight-"
 _FIRST_LOOK: Final = 0.0005  # seconds; as the first waiter of a young flight
+_DEAF_LOOK: Final = 0.005  # seconds between two looks where there is no descriptor for a bell
+# Looking at one flight takes about 0.15 us. With so many seconds between two looks for each that
+# is waited for, a loop spends about half a percent of a core on looking, however many they are.
+_REST: Final = 0.00004
 
 
 class Retry:
@@ -48,6 +57,7 @@ class Ticket(Protocol):
     def done(self) -> bool: ...
     def cancelled(self) -> bool: ...
     def result(self) -> Any: ...
+    def __await__(self) -> Generator[Any, None, Any]: ...
 
 
 class Timer(Protocol):
@@ -57,32 +67,30 @@ class Timer(Protocol):
 
 
 class Reactor(Protocol):
-    """What a desk needs of the event loop that is running when it is asked.
-
-    It holds no loop, so neither does a desk.
-    """
+    """What a desk needs of its event loop."""
 
     def ticket(self) -> Ticket: ...
-    def call_later(self, seconds: float, callback: Callable[[], None]) -> Timer: ...
-    def add_reader(self, fd: int, callback: Callable[[], None]) -> None: ...
-    def remove_reader(self, fd: int) -> None: ...
+    def call_later(self, seconds: float, callback: Callable[[], None], /) -> Timer: ...
+    def add_reader(self, fd: int, callback: Callable[[], None], /) -> object: ...
+    def remove_reader(self, fd: int, /) -> object: ...
     def caller(self) -> object: ...
+    def is_closed(self) -> bool: ...
 
 
 class LocalFlight:
     """One flight, as far as one loop is concerned: led from here, or waited for from here."""
 
-    __slots__ = ("__weakref__", "caller", "due_ns", "follow", "lead", "name", "table", "tickets")
+    __slots__ = ("caller", "due_ns", "follow", "lead", "name", "table", "tickets")
 
-    def __init__(self, name: object, lease_ns: int | None, table: Table) -> None:
+    def __init__(self, name: object, table: Table, lead: Lead | None, caller: object) -> None:
         self.name = name
-        self.table = table
-        self.due_ns = None if lease_ns is None else time.monotonic_ns() + lease_ns
-        self.lead: Lead | None = None
+        self.table = table  # kept while its Merger may be closed
+        self.lead = lead
         self.follow: Follow | None = None
-        self.caller: object = None  # the task that leads
-        # In order of arrival: by whose options to lead, and who is to lead.
-        self.tickets: dict[Ticket, tuple[BaseMerger, object]] = {}
+        self.caller = caller  # the task that leads
+        self.due_ns: int | None = None  # when the lease of a leader of this loop is over
+        # In order of arrival: by whose options to lead.
+        self.tickets: dict[Ticket, BaseMerger] = {}
 
     def is_joinable(self) -> bool:
         """Whether the shared flight still takes callers; else a newcomer would get a result
@@ -94,10 +102,16 @@ class LocalFlight:
 class Desk:
     """The local flights of one loop on one table. Not for other threads than the loop's."""
 
-    def __init__(self, reactor: Reactor) -> None:
+    def __init__(self, loop: object, reactor: Reactor) -> None:
+        self.loop = loop
         self.reactor = reactor
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Know of no flight, as a new desk does and that of a forked child."""
         self._flights: dict[object, LocalFlight] = {}
-        self._waited: dict[LocalFlight, None] = {}  # those that need looking after
+        self._followed: dict[Follow, LocalFlight] = {}  # those led elsewhere
+        self._leased: set[LocalFlight] = set()  # those led here that may be overdue one day
         self._doorbell = secrets.token_bytes(shm.DOORBELL_BYTES)
         self._socket: socket.socket | None = None  # only while a shared flight is waited for
         self._timer: Timer | None = None
@@ -109,54 +123,65 @@ class Desk:
 
         Raises what ``BaseMerger._enter`` raises; RuntimeError too if the task leads this key.
         """
-        caller = self.reactor.caller()
         name = key if key.__class__ is str else encode_key(key)
         flight = self._flights.get(name)
         if flight is not None:
             if flight.is_joinable():
-                if flight.caller is caller and flight.lead is not None:
+                if flight.lead is not None and flight.caller is self.reactor.caller():
                     raise RuntimeError(
                         f"this task already leads the flight of key {show(key)}: waiting for it "
                         "here would never end. Call the function directly, or use another key"
                     )
-                return flight, self._join(flight, merger, caller)
+                return flight, self._join(flight, merger)
             del self._flights[name]
         options = merger._options
         table = merger._segment.table
         step: Lead | Follow | Solo | int | None = table.begin(
             key, options.lease_ns, options.max_takeovers, self._doorbell
         )
-        flight = LocalFlight(name, options.lease_ns, table)
         if step.__class__ is not Lead:
             step = merger._enter(key, step, self._doorbell)  # type: ignore[arg-type]
-        if isinstance(step, Solo):
-            return flight, step
-        self._flights[name] = flight
-        if isinstance(step, Lead):
-            flight.lead, flight.caller = step, caller
-            return flight, step
-        flight.follow = step
-        return flight, self._join(flight, merger, caller)
+            if isinstance(step, Solo):
+                return LocalFlight(name, table, None, None), step
+            if isinstance(step, Follow):
+                flight = self._flights[name] = LocalFlight(name, table, None, None)
+                flight.follow = step
+                self._followed[step] = flight
+                self._listen()
+                return flight, self._join(flight, merger)
+        flight = self._flights[name] = LocalFlight(name, table, step, self.reactor.caller())
+        if options.lease_ns is not None:
+            flight.due_ns = time.monotonic_ns() + options.lease_ns
+        return flight, step
 
-    def finish(self, flight: LocalFlight, merger: BaseMerger, lead: Lead, value: object) -> None:
-        """End the flight with its leader's value, here and elsewhere.
+    def finish(self, flight: LocalFlight, merger: BaseMerger, lead: Lead, value: object) -> int:
+        """End the flight with its leader's value, here and elsewhere; return how many followed.
+
+        Those of this loop count each, another loop counts once.
 
         Raises:
             ResultNotShareable: with ``strict``.
         """
+        if not flight.tickets:
+            if self._flights.get(flight.name) is flight:
+                del self._flights[flight.name]
+            merger._complete(lead, value)
+            return lead.followers
         self._close(flight)
+        local = sum(not ticket.done() for ticket in flight.tickets)
         try:
             merger._complete(lead, value)
         finally:
-            if flight.tickets:
-                # A leader that was superseded keeps its late value for itself.
-                landed = Landed(
-                    value=value,
-                    followers=lead.followers + len(flight.tickets),
-                    takeovers=lead.takeovers,
-                    leader_pid=os.getpid(),
-                )
-                self._settle(flight, RETRY if lead.fenced else landed)
+            # A leader that was superseded keeps its late value for itself.
+            followers = 0 if lead.fenced else lead.followers + local
+            landed = Landed(
+                value=value,
+                followers=followers,
+                takeovers=lead.takeovers,
+                leader_pid=os.getpid(),
+            )
+            self._settle(flight, RETRY if lead.fenced else landed)
+        return followers
 
     def fail(
         self, flight: LocalFlight, merger: BaseMerger, lead: Lead, error: BaseException
@@ -179,52 +204,59 @@ class Desk:
             result = ticket.result() if ticket.done() and not ticket.cancelled() else None
             if isinstance(result, Lead):
                 self._hand_over(flight, result)
-            return
-        if not flight.tickets and flight.follow is not None:
-            self._close(flight)
-            follow, flight.follow = flight.follow, None
-            follow.leave(shm.LEAVING_TIMED_OUT if timed_out else 0)
+        elif not flight.tickets:
+            follow = flight.follow
+            if follow is not None:
+                self._close(flight)
+                follow.leave(shm.LEAVING_TIMED_OUT if timed_out else 0)
+            else:
+                self._unwatch(flight)
 
     # ---- inside -------------------------------------------------------------------------
 
-    def _join(self, flight: LocalFlight, merger: BaseMerger, caller: object) -> Ticket:
+    def _join(self, flight: LocalFlight, merger: BaseMerger) -> Ticket:
         ticket = self.reactor.ticket()
-        flight.tickets[ticket] = (merger, caller)
+        flight.tickets[ticket] = merger
         # A leader of this very loop tells its followers itself, unless it is overdue.
-        if flight not in self._waited and (flight.follow is not None or flight.due_ns is not None):
-            self._waited[flight] = None
-            self._listen(flight.follow is not None)
+        if flight.due_ns is not None and flight not in self._leased:
+            self._leased.add(flight)
+            self._look_soon()
         return ticket
 
     def _close(self, flight: LocalFlight) -> None:
         """Forget a flight: those who come now start another one."""
         if self._flights.get(flight.name) is flight:
             del self._flights[flight.name]
-        self._unwatch(flight)
+        if flight.follow is not None or flight.due_ns is not None:
+            self._unwatch(flight)
 
     def _unwatch(self, flight: LocalFlight) -> None:
-        if flight in self._waited:
-            del self._waited[flight]
-            if not self._waited:
+        follow, flight.follow = flight.follow, None
+        if follow is not None:
+            self._followed.pop(follow, None)
+            if not self._followed:
                 self._stop_listening()
+        self._leased.discard(flight)
+        if not self._followed and not self._leased:
+            self._stop_timer()
 
     def _settle(self, flight: LocalFlight, result: Landed | Retry) -> None:
         self._close(flight)
         tickets, flight.tickets = flight.tickets, {}
-        for ticket in tickets:
-            if not ticket.done():
-                ticket.set_result(result)
+        if not self.reactor.is_closed():
+            for ticket in tickets:
+                if not ticket.done():
+                    ticket.set_result(result)
 
     def _hand_over(self, flight: LocalFlight, lead: Lead) -> None:
         """Give the lead to the first local follower; without one, to another process."""
-        flight.lead = lead
-        while flight.tickets:
+        flight.lead, flight.caller = lead, None
+        while flight.tickets and not self.reactor.is_closed():
             ticket = next(iter(flight.tickets))
-            _, caller = flight.tickets.pop(ticket)
+            del flight.tickets[ticket]
             if not ticket.done():
-                flight.caller = caller
                 ticket.set_result(lead)
-                if flight.due_ns is None or not flight.tickets:
+                if not flight.tickets:
                     self._unwatch(flight)
                 return
         self._close(flight)
@@ -232,80 +264,154 @@ class Desk:
 
     def _look(self) -> None:
         """See which flights have news, act on them, and set the time of the next look."""
-        self._timer = None
-        followed = [flight for flight in self._waited if flight.follow is not None]
-        ready, delay_ns = shm.look([flight.follow for flight in followed])  # type: ignore[misc]
-        for index in ready:
-            self._act(followed[index])
-        now_ns = time.monotonic_ns()
-        for flight in [flight for flight in self._waited if flight.lead is not None]:
+        self._timer, delay = None, _FIRST_LOOK
+        follows = list(self._followed)
+        try:
+            ready, delay_ns = shm.look(follows)
+            for index in ready:
+                flight = self._followed.get(follows[index])
+                if flight is not None:
+                    self._act(flight, follows[index])
+            if self._leased:
+                delay_ns = min(delay_ns, self._look_at_leases())
+            delay = max(delay_ns / 1e9, len(follows) * _REST, _FIRST_LOOK)
+            if self._followed and self._socket is None:
+                self._open_bell()  # and look once more: nobody could ring until now
+                delay = min(delay, _DEAF_LOOK)
+        finally:  # whatever a codec or a signal handler raised: those who wait are looked after
+            self._set_timer(delay)
+
+    def _act(self, flight: LocalFlight, follow: Follow) -> None:
+        merger = next(iter(flight.tickets.values()))
+        step = merger._advance(follow, follow.poll())
+        if isinstance(step, Lead):
+            self._unwatch(flight)
+            lease_ns = merger._options.lease_ns
+            if lease_ns is not None:
+                flight.due_ns = time.monotonic_ns() + lease_ns
+                self._leased.add(flight)
+            self._hand_over(flight, step)
+        elif step is not None:
+            self._settle(flight, step)
+
+    def _look_at_leases(self) -> int:
+        """Send those away whose leader of this loop is overdue; return the ns to the next."""
+        delay_ns, now_ns = 1 << 62, time.monotonic_ns()
+        for flight in list(self._leased):
             if not flight.is_joinable():
                 self._settle(flight, RETRY)  # its leader is overdue, or was superseded
             elif flight.due_ns is not None:
                 delay_ns = min(delay_ns, max(flight.due_ns - now_ns, 0))
-        if self._waited and self._timer is None:
-            self._timer = self.reactor.call_later(max(delay_ns / 1e9, _FIRST_LOOK), self._look)
+        return delay_ns
 
-    def _act(self, flight: LocalFlight) -> None:
-        follow = flight.follow
-        if follow is None or not flight.tickets:
-            return
-        merger, _ = next(iter(flight.tickets.values()))
-        step = merger._advance(follow, follow.poll())
-        if isinstance(step, Lead):
-            flight.follow = None
-            self._hand_over(flight, step)
-        elif step is not None:
-            flight.follow = None
-            self._settle(flight, step)
+    def _look_soon(self) -> None:
+        """Look at a new flight sooner than what the timer may be set to."""
+        self._set_timer(_FIRST_LOOK)
 
-    def _listen(self, with_bell: bool) -> None:
-        if with_bell and self._socket is None:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            self._socket.bind(_ADDRESS + self._doorbell)
-            self.reactor.add_reader(self._socket.fileno(), self._rung)
-        # The flight may have landed before the socket had its name; and a new flight wants
-        # looking at sooner than what the timer is set to.
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self.reactor.call_later(_FIRST_LOOK, self._look)
+    def _set_timer(self, seconds: float) -> None:
+        self._stop_timer()
+        if (self._followed or self._leased) and not self.reactor.is_closed():
+            self._timer = self.reactor.call_later(seconds, self._look)
+
+    def _stop_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+    def _listen(self) -> None:
+        if self._socket is None:
+            self._open_bell()
+        # The flight may have landed before the socket had its name.
+        self._look_soon()
+
+    def _open_bell(self) -> None:
+        """Make the descriptor that leaders ring; without one, the timer alone has to do."""
+        bell = None
+        try:
+            bell = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            bell.setblocking(False)  # SOCK_NONBLOCK does not tell gevent's sockets
+            bell.bind(_ADDRESS + self._doorbell)
+            self.reactor.add_reader(bell.fileno(), self._rung)
+        except OSError:  # no descriptor is to be had
+            if bell is not None:
+                bell.close()
+        else:
+            self._socket = bell
 
     def _stop_listening(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._socket is not None:
-            self.reactor.remove_reader(self._socket.fileno())
-            self._socket.close()
-            self._socket = None
+        bell, self._socket = self._socket, None
+        if bell is not None:
+            if not self.reactor.is_closed():
+                self.reactor.remove_reader(bell.fileno())
+            bell.close()
+            # A forked child may keep the address in use for a moment.
+            self._doorbell = secrets.token_bytes(shm.DOORBELL_BYTES)
 
     def _rung(self) -> None:
-        bell = self._socket
-        try:
-            while bell is not None:
-                bell.recv(1)
-        except BlockingIOError:
-            pass
-        if self._timer is not None:
-            self._timer.cancel()
+        with suppress(BlockingIOError):
+            while self._socket is not None:
+                self._socket.recv(1)
+        self._stop_timer()
         self._look()
 
+    # ---- desks that outlived something --------------------------------------------------
 
-class Desks:
-    """Finds the desk of a loop on a segment."""
+    def drop(self) -> None:
+        """Give up what tasks of a closed loop lead and wait for: they will never go on."""
+        for flight in [*self._flights.values(), *self._followed.values()]:
+            flight.tickets.clear()
+            lead, follow = flight.lead, flight.follow
+            self._close(flight)
+            if lead is not None:
+                lead.abandon()
+            if follow is not None:
+                follow.leave()
 
-    def __init__(self, reactor: Reactor) -> None:
-        self._reactor = reactor
-        self._desks: weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[Any, Desk]]
-        self._desks = weakref.WeakKeyDictionary()
+    def forget_parent(self) -> None:
+        """In a forked child: all flights are the parent's, and so is the bell.
 
-    def of(self, segment: object, loop: object) -> Desk:
-        """Return the loop's desk on that segment, made now if need be.
-
-        A desk does not keep its loop alive, and goes with it.
+        The socket is closed, and never taken from the loop: the child may share the parent's
+        epoll, where that would take it from the parent's loop, too.
         """
-        loops = self._desks.setdefault(segment, weakref.WeakKeyDictionary())
-        desk = loops.get(loop)
-        if desk is None:
-            desk = loops[loop] = Desk(self._reactor)
-        return desk
+        bell = self._socket
+        self._begin_anew()
+        if bell is not None:
+            bell.close()
+
+
+_ATTRIBUTE: Final = "_uniflight_desks"
+_every_desk: weakref.WeakSet[Desk] = weakref.WeakSet()
+_every_desk_lock = threading.Lock()
+
+
+def desk_of(segment: object, loop: Any, make_reactor: Callable[[Any], Reactor]) -> Desk:
+    """Return the loop's desk on that segment, made now if need be.
+
+    Raises:
+        AttributeError: the loop takes no attributes; those of asyncio, uvloop and gevent do.
+    """
+    desks: weakref.WeakKeyDictionary[object, Desk] | None = getattr(loop, _ATTRIBUTE, None)
+    if desks is None:
+        desks = weakref.WeakKeyDictionary()
+        setattr(loop, _ATTRIBUTE, desks)
+    desk = desks.get(segment)
+    if desk is None:
+        desk = desks[segment] = Desk(loop, make_reactor(loop))
+        with _every_desk_lock:
+            others = list(_every_desk)
+            _every_desk.add(desk)
+        for other in others:
+            if other.reactor.is_closed():
+                other.drop()
+    return desk
+
+
+def _forget_parents() -> None:
+    global _every_desk_lock
+    _every_desk_lock = threading.Lock()  # another thread of the parent may have held it
+    for desk in list(_every_desk):
+        desk.forget_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parents)

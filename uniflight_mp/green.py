@@ -11,9 +11,9 @@ from typing import Any
 import gevent
 from gevent.event import AsyncResult
 
-from .desk import Desk, Desks
+from .desk import Desk, desk_of
 
-__all__ = ["desk_of"]
+__all__ = ["hub_desk"]
 
 
 class _GreenTicket:
@@ -45,8 +45,8 @@ class _GreenTicket:
 
 
 class _GreenTimer:
-    def __init__(self, seconds: float, callback: Callable[[], None]) -> None:
-        self._timer = gevent.get_hub().loop.timer(seconds)
+    def __init__(self, hub: Any, seconds: float, callback: Callable[[], None]) -> None:
+        self._timer = hub.loop.timer(seconds)
         self._timer.start(callback)
 
     def cancel(self) -> None:
@@ -55,33 +55,35 @@ class _GreenTimer:
 
 
 class _GreenReactor:
-    """What a desk needs of the hub of the calling thread."""
+    """What a desk needs of a hub."""
 
-    def __init__(self) -> None:
+    def __init__(self, hub: Any) -> None:
+        self._hub = hub
         self._readers: dict[int, Any] = {}
 
     def ticket(self) -> _GreenTicket:
         return _GreenTicket()
 
-    def call_later(self, seconds: float, callback: Callable[[], None]) -> _GreenTimer:
-        return _GreenTimer(seconds, callback)
+    def call_later(self, seconds: float, callback: Callable[[], None], /) -> _GreenTimer:
+        return _GreenTimer(self._hub, seconds, callback)
 
-    def add_reader(self, fd: int, callback: Callable[[], None]) -> None:
-        watcher = self._readers[fd] = gevent.get_hub().loop.io(fd, 1)
+    def add_reader(self, fd: int, callback: Callable[[], None], /) -> None:
+        watcher = self._readers[fd] = self._hub.loop.io(fd, 1)
         watcher.start(callback)
 
-    def remove_reader(self, fd: int) -> None:
-        watcher = self._readers.pop(fd)
-        watcher.stop()
-        watcher.close()
+    def remove_reader(self, fd: int, /) -> None:
+        watcher = self._readers.pop(fd, None)
+        if watcher is not None:
+            watcher.stop()
+            watcher.close()
+
+    def is_closed(self) -> bool:
+        return self._hub.loop is None or self._hub.loop.ptr is None
 
     def caller(self) -> object:
         return gevent.getcurrent()
 
 
-_desks = Desks(_GreenReactor())
-
-
-def desk_of(segment: object) -> Desk:
+def hub_desk(segment: object) -> Desk:
     """Return the desk of the calling thread's hub on that segment."""
-    return _desks.of(segment, gevent.get_hub())
+    return desk_of(segment, gevent.get_hub(), _GreenReactor)

@@ -209,12 +209,12 @@ class Merger(BaseMerger):
     ) -> Outcome[T]:
         """Make the call as one of many greenlets that share this thread."""
         from .cooperative import drive, resume
-        from .green import desk_of
+        from .green import hub_desk
 
         async def run(*args: Any, **kwargs: Any) -> T:
             return _plain(func, func(*args, **kwargs))
 
-        desk = desk_of(self._segment)
+        desk = hub_desk(self._segment)
         flight, step = desk.enter(self, key)
         return drive(resume(self, desk, key, flight, step, run, args, kwargs))
 

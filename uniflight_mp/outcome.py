@@ -28,7 +28,8 @@ class Role(Enum):
 class Outcome(Generic[T_co]):
     """The value of a call, and how it came about.
 
-    ``followers``: who was waiting when the flight ended (0 for a call that ran alone).
+    ``followers``: who was waiting when the flight ended (0 for a call that ran alone). An event
+    loop or a gevent hub counts once, but the leader's own: there each task counts.
     ``waited``: seconds this call spent waiting for a leader, whatever its role was in the end.
     ``takeovers``: how often the flight changed its leader.
     ``leader_pid``: the process whose function gave the value.

@@ -1,8 +1,9 @@
-"""What the tests of real gunicorn need: a backend that answers when told, gunicorn itself,
+"""What the tests of real servers need: a backend that answers when told, the servers themselves,
 clients, and a look at the table from outside."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import http.server
 import json
@@ -13,7 +14,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,7 @@ from uniflight_mp.segment import attach_read_only
 from uniflight_mp.shmfile import segment_name
 from uniflight_mp.stats import read_flights
 
+HERE = Path(__file__).resolve().parent
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PATIENCE = 20.0  # seconds; only a broken test waits for so long, and the application longer
 
@@ -119,6 +122,18 @@ def ask(port: int, path: str) -> Reply:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2 * PATIENCE)
     try:
         connection.request("GET", path, headers={"Connection": "close"})
+    except (OSError, http.client.HTTPException) as error:
+        reply.error, reply.ended = repr(error), time.monotonic()
+    else:
+        _receive(connection, reply)
+    finally:
+        connection.close()
+    return reply
+
+
+def _receive(connection: http.client.HTTPConnection, reply: Reply) -> None:
+    """Fill in how the request ended."""
+    try:
         response = connection.getresponse()
         body = response.read()
         reply.status = response.status
@@ -129,9 +144,7 @@ def ask(port: int, path: str) -> Reply:
     except (OSError, http.client.HTTPException) as error:
         reply.error = repr(error)
     finally:
-        connection.close()
         reply.ended = time.monotonic()
-    return reply
 
 
 class Clients:
@@ -146,6 +159,80 @@ class Clients:
 
     def close(self) -> None:
         self._pool.shutdown()
+
+
+class Line:
+    """A connection that is kept, so that one worker gets all its requests."""
+
+    def __init__(self, port: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2 * PATIENCE)
+        self._reply = Reply(started=0.0, ended=0.0)
+
+    def is_waiting(self) -> bool:
+        """Whether a request was sent whose answer was not received."""
+        return self._reply.started > self._reply.ended
+
+    def send(self, path: str) -> None:
+        """Send a request, and do not wait for its answer."""
+        self._reply = Reply(started=time.monotonic())
+        self._connection.request("GET", path)
+
+    def receive(self) -> Reply:
+        """Wait for the answer to the last request."""
+        _receive(self._connection, self._reply)
+        return self._reply
+
+    def ask(self, path: str) -> Reply:
+        self.send(path)
+        return self.receive()
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def lines_to_each(server: Server, count: int, workers: int) -> dict[int, list[Line]]:
+    """Connect so many times to each worker of an idle server that keeps connections.
+
+    Whoever is awake accepts. So all workers but one are stopped while it gets its connections.
+    """
+    wait_until(lambda: len(server.workers()) == workers, "all workers are there")
+    pids = sorted(server.workers())
+    wait_until(lambda: _all_serve(server, pids), "all workers serve")
+    lines: dict[int, list[Line]] = {}
+    for pid in pids:
+        with _stopped(set(pids) - {pid}):
+            lines[pid] = [Line(server.port) for _ in range(count)]
+            assert {line.ask("/").worker_pid for line in lines[pid]} == {pid}
+    return lines
+
+
+def _all_serve(server: Server, pids: list[int]) -> bool:
+    """Whether each worker answers: one that is still starting takes nothing while others do."""
+    for pid in pids:
+        with _stopped(set(pids) - {pid}):
+            line = Line(server.port)
+            line._connection.timeout = 1.0
+            answered = line.ask("/").worker_pid == pid
+            line.close()
+        if not answered:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _stopped(pids: set[int]) -> Iterator[None]:
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: all(_is_stopped(pid) for pid in pids), "the others are stopped")
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def _is_stopped(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_STOPPED
 
 
 class Load:
@@ -214,26 +301,30 @@ class TableView:
         self.check_empty()
 
 
-class Gunicorn:
-    """A real gunicorn with the example application, in a process group of its own."""
+class Server:
+    """A real server with an example application, in a process group of its own."""
 
-    def __init__(self, directory: Path, table: str, backend: Backend, *options: str) -> None:
-        self._log = directory / "gunicorn.log"
+    command: tuple[str, ...]  # what `python -m` gets before the options
+    announcement: str  # what stands before the port in the log
+
+    def __init__(
+        self, directory: Path, table: str, backend: Backend, *options: str, app: str
+    ) -> None:
+        self._log = directory / f"{type(self).__name__.lower()}-{uuid.uuid4().hex[:8]}.log"
         environment = {
             **os.environ,
             "PRICES_TABLE": table,
             "PRICES_BACKEND": backend.url,
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
-            "XDG_RUNTIME_DIR": str(directory),  # newer versions put a socket there
+            "XDG_RUNTIME_DIR": str(directory),  # newer gunicorns put a socket there
             "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": os.pathsep.join([str(EXAMPLES), str(HERE), *filter(None, sys.path)]),
         }
         environment.pop("GUNICORN_CMD_ARGS", None)
-        command = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0"]
-        command += ["--pythonpath", str(EXAMPLES), *options, "gunicorn_app"]
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
-                command,
+                [sys.executable, "-m", *self.command, *options, app],
                 cwd=directory,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -242,20 +333,19 @@ class Gunicorn:
                 start_new_session=True,
             )
         self.pid = self._process.pid
+        self.port = 0
 
     def wait_until_ready(self) -> int:
         """Return the port, once a worker answers there."""
-        port = 0
 
         def answers() -> bool:
-            nonlocal port
-            assert self._process.poll() is None, f"gunicorn ended:\n{self.log()}"
-            listening = re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", self.log())
-            port = int(listening[1]) if listening else 0
-            return bool(port) and ask(port, "/").status == 404
+            assert self._process.poll() is None, f"the server ended:\n{self.log()}"
+            listening = re.search(rf"{self.announcement} http://127\.0\.0\.1:(\d+)", self.log())
+            self.port = int(listening[1]) if listening else 0
+            return bool(self.port) and ask(self.port, "/").status == 404
 
-        wait_until(answers, lambda: f"gunicorn answers:\n{self.log()}")
-        return port
+        wait_until(answers, lambda: f"the server answers:\n{self.log()}")
+        return self.port
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")
@@ -279,17 +369,19 @@ class Gunicorn:
             if self._process.poll() is None or left:
                 os.killpg(self.pid, signal.SIGKILL)
                 self._process.wait(PATIENCE)
-                wait_until(lambda: not self._group(), "the group of gunicorn is gone")
-            assert not left, f"processes outlived gunicorn: {left}"
+                wait_until(lambda: not self._group(), "the group of the server is gone")
+            assert not left, f"processes outlived the server: {left}"
 
     def _group(self) -> list[int]:
         """List the living processes of the group, orphans included."""
         members = []
         for process in psutil.process_iter():
             try:
-                if os.getpgid(process.pid) == self.pid and _is_running(process):
+                if os.getpgid(process.pid) != self.pid or not _is_running(process):
+                    continue
+                if "resource_tracker" not in " ".join(process.cmdline()):  # ends a little later
                     members.append(process.pid)
-            except ProcessLookupError:
+            except (ProcessLookupError, psutil.NoSuchProcess):
                 continue
         return members
 
@@ -302,6 +394,36 @@ class Site:
     port: int
     clients: Clients
     table: TableView
+
+
+class Gunicorn(Server):
+    command = ("gunicorn", "--bind", "127.0.0.1:0")
+    announcement = "Listening at:"
+
+    def __init__(
+        self,
+        directory: Path,
+        table: str,
+        backend: Backend,
+        *options: str,
+        app: str = "gunicorn_app",
+    ) -> None:
+        super().__init__(directory, table, backend, *options, app=app)
+
+
+class Uvicorn(Server):
+    command = ("uvicorn", "--port", "0", "--no-access-log")
+    announcement = "Uvicorn running on"
+
+    def workers(self) -> set[int]:
+        """Return the pids of the workers; of a server without a supervisor, its own."""
+        children = psutil.Process(self.pid).children()
+        spawned = {
+            child.pid
+            for child in children
+            if _is_running(child) and "spawn_main" in " ".join(child.cmdline())
+        }
+        return spawned or {self.pid}
 
 
 def _is_running(process: psutil.Process) -> bool:

@@ -234,14 +234,18 @@ def _recorded_users(found: Found) -> list[identity.Process]:
     show_default=True,
     help="How long the expensive function takes.",
 )
-def demo(seconds: float) -> None:
+@click.option(
+    "--async", "in_loops", is_flag=True, help="In event loops, with 5 tasks for each key."
+)
+def demo(seconds: float, in_loops: bool) -> None:
     """Let 8 processes want the same 10 keys at once, kill a leader, and count what ran.
 
     Exit status 1 if a key ran more often than it should, or a process got a wrong value.
     """
-    from .demo import run
+    from .demo import TASKS, run, work, work_in_loop
 
-    if not run(new_console(), seconds):
+    kind = (work_in_loop, TASKS) if in_loops else (work, 1)
+    if not run(new_console(), seconds, *kind):
         raise click.exceptions.Exit(1)
 
 

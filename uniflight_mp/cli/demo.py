@@ -11,6 +11,7 @@ what gunicorn with ``--preload`` does: the Merger was made before the fork.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -31,22 +32,25 @@ from rich.live import Live
 from rich.table import Table as Grid
 from rich.text import Text
 
+from ..aio import AsyncMerger
 from ..core import Table
 from ..errors import show
 from ..limits import Limits
 from ..merger import Merger
-from ..outcome import Role
+from ..outcome import Outcome, Role
 from ..segment import attach_read_only, destroy
 from ..shmfile import segment_name
 from ..stats import read_flights
 
-__all__ = ["Call", "Execution", "Kill", "Run", "judge", "run"]
+__all__ = ["Call", "Execution", "Kill", "Run", "judge", "run", "work", "work_in_loop"]
 
 WORKERS: Final = 8
+TASKS: Final = 5  # that want each key, in a worker with an event loop
 KEYS: Final = tuple(f"sku:{number}" for number in range(1, 11))
 _KILL_FROM: Final = 4  # index of the first key whose leader may be killed
 _HEAD_START_NS: Final = 10_000_000  # from the parent's word to the common start
 _LOOK_SECONDS: Final = 0.01
+_LIMITS: Final = Limits(64, 64, 64)
 _GRACE_SECONDS: Final = 10.0  # beyond a few executions: then something hangs
 
 Connection = multiprocessing.connection.Connection
@@ -91,9 +95,11 @@ class Kill:
 
 @dataclass
 class Run:
-    """All that a demo did. ``callers``: how many workers were told to call each key."""
+    """All that a demo did. ``callers``: how many calls of each key the workers were told to make,
+    ``tasks`` each."""
 
     seconds: float
+    tasks: int = 1
     callers: dict[str, int] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     executions: list[Execution] = field(default_factory=list)
@@ -145,7 +151,7 @@ def _judge_key(run: Run, key: str, callers: int) -> Iterator[str]:
         yield f"{key} ran {len(executions)} times instead of {expected}"
     elif kill and [made.pid == kill.pid for made in executions] != [True, False]:
         yield f"{key} did not run in the killed leader first and in another worker then"
-    if len(calls) != callers - (1 if kill else 0):
+    if len(calls) != callers - (run.tasks if kill else 0):
         yield f"{len(calls)} of {callers} calls of {key} came back"
     for call in calls:
         if call.error:
@@ -190,22 +196,52 @@ def _expensive(key: str, journal: Journal, seconds: float) -> dict[str, Any]:
     return {"key": key, "token": token}
 
 
-def _call(merger: Merger, key: str, journal: Journal, seconds: float) -> Call:
-    pid = os.getpid()
-    try:
-        outcome = merger.flight(key, _expensive, key, journal, seconds)
-        token = outcome.value["token"] if outcome.value["key"] == key else "of another key"
-    except Exception as error:
-        return Call(key, pid, "", "", 0, 0, 0, f"{type(error).__name__}: {show(error, 300)}")
-    role = outcome.role.value
-    return Call(key, pid, token, role, outcome.leader_pid, outcome.followers, outcome.takeovers)
+async def _expensive_in_loop(key: str, journal: Journal, seconds: float) -> dict[str, Any]:
+    token = journal.begin(key)
+    await asyncio.sleep(seconds)
+    return {"key": key, "token": token}
 
 
-def _work(merger: Merger, link: Connection, journal: Journal, seconds: float) -> None:
+def _came_back(key: str, outcome: Outcome[dict[str, Any]]) -> Call:
+    token = outcome.value["token"] if outcome.value["key"] == key else "of another key"
+    role, leader_pid = outcome.role.value, outcome.leader_pid
+    return Call(key, os.getpid(), token, role, leader_pid, outcome.followers, outcome.takeovers)
+
+
+def _failed(key: str, error: Exception) -> Call:
+    text = f"{type(error).__name__}: {show(error, 300)}"
+    return Call(key, os.getpid(), "", "", 0, 0, 0, text)
+
+
+def work(merger: Merger, link: Connection, journal: Journal, seconds: float) -> None:
     """Call each key when the parent says so, until it says no more."""
     for key, start_ns in _orders(link):
         time.sleep(max(0, start_ns - time.monotonic_ns()) / 1e9)
-        link.send(_call(merger, key, journal, seconds))
+        try:
+            call = _came_back(key, merger.flight(key, _expensive, key, journal, seconds))
+        except Exception as error:
+            call = _failed(key, error)
+        link.send([call])
+
+
+def work_in_loop(merger: Merger, link: Connection, journal: Journal, seconds: float) -> None:
+    """The same in an event loop, from ``TASKS`` tasks at once."""
+    in_loop = AsyncMerger(merger.name, limits=_LIMITS)
+
+    async def call(key: str, start_ns: int) -> Call:
+        await asyncio.sleep(max(0, start_ns - time.monotonic_ns()) / 1e9)
+        try:
+            outcome = await in_loop.flight(key, _expensive_in_loop, key, journal, seconds)
+            return _came_back(key, outcome)
+        except Exception as error:
+            return _failed(key, error)
+
+    async def call_from_each_task(key: str, start_ns: int) -> list[Call]:
+        return await asyncio.gather(*(call(key, start_ns) for _ in range(TASKS)))
+
+    with contextlib.closing(asyncio.new_event_loop()) as loop, in_loop:
+        for key, start_ns in _orders(link):
+            link.send(loop.run_until_complete(call_from_each_task(key, start_ns)))
 
 
 def _orders(link: Connection) -> Iterator[tuple[str, int]]:
@@ -387,7 +423,7 @@ class _Director:
     def _play_key(self, key: str, may_kill: bool) -> None:
         start_ns = time.monotonic_ns() + _HEAD_START_NS
         called = list(self.crew.workers)
-        self.run.callers[key] = len(called)
+        self.run.callers[key] = len(called) * self.run.tasks
         for worker in called:
             with contextlib.suppress(BrokenPipeError):  # it died: seen when it should answer
                 worker.link.send((key, start_ns))
@@ -404,7 +440,7 @@ class _Director:
 
     def _receive(self, worker: _Worker, key: str) -> None:
         try:
-            call: Call = worker.link.recv()
+            calls: list[Call] = worker.link.recv()
         except (EOFError, ConnectionResetError):
             self.crew.workers.remove(worker)
             worker.link.close()
@@ -412,11 +448,13 @@ class _Director:
             if self.run.kill is None or self.run.kill.pid != worker.pid:
                 self.run.failures.append(f"worker {worker.pid} died of itself in {key}")
             return
-        self.run.calls.append(call)
-        row = self.screen.rows[key]
-        if call.role == Role.LEADER.value:
-            row.leader_pid, row.followers = call.leader_pid, call.followers
-            row.takeovers = call.takeovers
+        run, row = self.run, self.screen.rows[key]
+        run.calls += calls
+        for call in calls:
+            if call.role == Role.LEADER.value:
+                # A loop counts once, as it does in the table; but the leader's knows its own tasks.
+                row.leader_pid, row.followers = call.leader_pid, call.followers - run.tasks + 1
+                row.takeovers = call.takeovers
 
     def _look(self, key: str, may_kill: bool, callers: int) -> None:
         """Read the table, and kill the leader once everybody else waits for it."""
@@ -440,20 +478,23 @@ class _Director:
         self.screen.tell(f"{key}: SIGKILL to its leader, pid {pid}, while all others waited")
 
 
-def run(console: Console, seconds: float, work: Work = _work) -> bool:
+def run(console: Console, seconds: float, work: Work = work, tasks: int = 1) -> bool:
     """Run the demo, tell about it, and return whether every promise was kept.
 
     Args:
         seconds: how long the expensive function takes.
-        work: what a worker does: read orders from its link, and send a ``Call`` for each.
+        work: what a worker does: read orders from its link, and send ``Call``s for each.
+        tasks: how many calls of each key a worker makes.
     """
     name = f"demo-{os.getpid()}-{secrets.token_hex(4)}"
     console.print(f"{WORKERS} processes want the same {len(KEYS)} keys at the same moment.")
+    if tasks > 1:
+        console.print(f"Each has an event loop, and {tasks} tasks in it want each key.")
     console.print(f"A key takes {seconds:g} s to make. One leader will be killed on the way.")
-    result = Run(seconds)
+    result = Run(seconds, tasks)
     with contextlib.closing(Journal()) as journal:
         try:
-            with _ended_in_order(), Merger(name, limits=Limits(64, 64, 64)) as merger:
+            with _ended_in_order(), Merger(name, limits=_LIMITS) as merger:
                 _direct(result, merger, journal, console, work)
         finally:
             with _signals_held():
