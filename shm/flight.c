@@ -363,7 +363,7 @@ static void write_payload_locked(struct uf_table *table, uint32_t slot,
     }
     UF_STORE(s->payload, result->kind);
     UF_STORE(s->payload_bytes, result->bytes);
-    UF_STORE(s->payload_sum, sum);
+    UF_STORE(s->payload_sum, sum ^ result->kind); /* an error is not to be taken for a value */
     UF_ADD(uf_group(table, uf_group_of(slot))->published_bytes, result->bytes);
     UF_CRASH_POINT(FINISH_COPIED);
 }

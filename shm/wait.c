@@ -107,6 +107,7 @@ enum uf_status uf_view(struct uf_table *table, const struct uf_flight *flight, s
     if (kind == UF_PAYLOAD_NONE || kind >= UF_PAYLOAD_KINDS)
         return uf_damage(table);
     view->kind = (enum uf_payload)kind;
+    view->sum ^= kind;
     if (view->bytes > (uf_is_inline(kind) ? table->inline_bytes : table->result_bytes))
         return uf_damage(table);
     if (uf_is_inline(kind))

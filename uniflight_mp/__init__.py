@@ -1,6 +1,9 @@
 """All processes of a host run an expensive call once: single-flight through shared memory."""
 
-from .aio import AsyncMerger
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from .codec import Codec, MsgpackCodec, RawCodec
 from .errors import (
     FlightTimeout,
@@ -17,6 +20,9 @@ from .merger import Merger
 from .outcome import Outcome, Role
 from .scopes import PerHost, Scope
 from .stats import FlightInfo, Stats
+
+if TYPE_CHECKING:
+    from .aio import AsyncMerger
 
 __all__ = [
     "AsyncMerger",
@@ -40,3 +46,12 @@ __all__ = [
     "TableUnavailable",
     "UniflightError",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # asyncio takes longer to import than all of this package; who has no loop does without.
+    if name == "AsyncMerger":
+        from .aio import AsyncMerger
+
+        return AsyncMerger
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

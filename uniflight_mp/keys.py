@@ -18,7 +18,6 @@ import struct
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from enum import Enum
-from hashlib import blake2b
 from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -237,6 +236,8 @@ def _encode_long_bytes(view: memoryview) -> bytes:
 
 
 def _digest(*parts: bytes | memoryview) -> bytes:
+    from hashlib import blake2b  # loads OpenSSL; few keys are long
+
     hashed = blake2b(digest_size=32)
     for part in parts:
         hashed.update(part)

@@ -12,7 +12,6 @@ import errno
 import os
 import threading
 import weakref
-from contextlib import suppress
 from typing import ClassVar, Final, NamedTuple
 
 from .core import Table, is_built, shm
@@ -189,15 +188,23 @@ class Segment:
         Returns whether the table was replaced. Never raises: a table that cannot be replaced now
         is used on as it is, alone or damaged, and looked after again a little later.
         """
-        # One thread at a time: two would map the new segment twice, and their followers would
-        # receive copies where they could have the very object.
-        with self._lock, suppress(TableUnavailable, TableCorrupt, TableMismatch, OSError):
-            if self._is_replaced() or self.table.damaged:
-                self.table = _open_table(self.segment, self.name, self.limits, _CARE_LOCK_SECONDS)
-                return True
-            if self.table.take_leaked():
-                with locked(self.segment, self.name, _CARE_LOCK_SECONDS):
-                    reap_results(self.table, self.segment)
+        # One thread of a process is enough; the others go on with what there is.
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            return self._replace_or_clean()
+        except (TableUnavailable, TableCorrupt, TableMismatch, OSError):
+            return False
+        finally:
+            self._lock.release()
+
+    def _replace_or_clean(self) -> bool:
+        if self._is_replaced() or self.table.damaged:
+            self.table = _open_table(self.segment, self.name, self.limits, _CARE_LOCK_SECONDS)
+            return True
+        if self.table.take_leaked():
+            with locked(self.segment, self.name, _CARE_LOCK_SECONDS):
+                reap_results(self.table, self.segment)
         return False
 
     def _is_replaced(self) -> bool:

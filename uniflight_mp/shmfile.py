@@ -141,6 +141,8 @@ def locked(segment: str, name: str, seconds: float = LOCK_SECONDS) -> Iterator[N
             "unsupported", f"{SHM_DIR} does not exist; mount a tmpfs there", name
         )
     lock = filelock.FileLock(path, timeout=seconds, mode=0o600, poll_interval=0.002)
+    with suppress(FileNotFoundError):  # before anybody opens it: some versions truncate it
+        _check_file(os.stat(path, follow_symlinks=False), path, name)
     try:
         lock.acquire()
     except filelock.Timeout as error:
@@ -152,8 +154,6 @@ def locked(segment: str, name: str, seconds: float = LOCK_SECONDS) -> Iterator[N
         ) from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR):
-            with suppress(FileNotFoundError):  # in our own words, where we know them
-                _check_file(os.stat(path, follow_symlinks=False), path, name)
             raise refusal(path, name, f"cannot be used as a lock ({error.strerror})") from error
         raise
     try:
