@@ -211,15 +211,23 @@ class _Judge:
                 under_way.append(second)
 
     def _may_overlap(self, first: _Execution, second: _Execution) -> bool:
-        """Whether the lease of the first was over, or a forget set two flights apart."""
-        begun, at = first.call.begun, second.begun["at"]  # the lease runs from after ``begun``
-        if begun["lease"] is not None and at >= begun["at"] + round(begun["lease"] * SECOND):
+        """Whether one of the two may have been superseded, or a forget set two flights apart."""
+        at = second.begun["at"]
+        if self._is_overdue(first, at) or self._is_overdue(second, first.begun["at"]):
             return True
-        earliest = min(begun["at"], second.call.begun["at"])
+        earliest = min(first.call.begun["at"], second.call.begun["at"])
         return any(
             forget["at"] <= at and self._forgot(forget) >= earliest
             for forget in self.forgets[first.key]
         )
+
+    def _is_overdue(self, execution: _Execution, at: int) -> bool:
+        """Whether its lease may be over: it runs from some moment after the call.
+
+        That may be before the function begins, where a process is stopped in between.
+        """
+        begun = execution.call.begun
+        return begun["lease"] is not None and at >= begun["at"] + round(begun["lease"] * SECOND)
 
     def _forgot(self, forget: Event) -> int:
         return self.forgot.get(forget["forget"], self.dead.get(forget["life"], NEVER))
@@ -229,6 +237,8 @@ class _Judge:
         successor = self.successors.get(execution.begun["execution"])
         if successor is None or execution.ended is None or self.forgets[execution.key]:
             return False
+        if self._is_overdue(successor, execution.begun["at"]):
+            return False  # the successor was superseded by this one, and begins late
         return successor.begun["at"] < execution.ended["at"]
 
     def _runs_its_function_once_at_most(self, call: _Call) -> None:

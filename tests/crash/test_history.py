@@ -78,6 +78,15 @@ GOOD = {
         executed(1.4, "B", "b"),
         returned(1.4, "B", "b"),
     ],
+    "a leader that was stopped before its function began, and superseded": [
+        call(0.5, "B", "b", lease=0.2),
+        *LED,
+        call(1.2, "C", "c"),
+        execute(1.5, "B", "b"),
+        executed(1.6, "B", "b"),
+        returned(1.6, "B", "b"),
+        returned(2.2, "C", "c", "follower", "a"),
+    ],
     "a second leader after a forget": [
         *LED,
         (1.2, "B", "forget", {"key": "k", "forget": "f"}),

@@ -201,7 +201,7 @@ def test_a_frozen_leader_that_gunicorn_kills_for_its_timeout_is_replaced_by_a_fo
 
 
 def test_workers_that_are_all_aborted_at_once_leave_nothing_behind(serve: Serve, backend: Backend):
-    site = serve(*SYNC, "--timeout", "2")
+    site = serve(*SYNC, "--timeout", "5")
     backend.hold()
     sent = site.clients.send(*["/price/1"] * 4)
     site.table.wait_for_followers("1", 3)
