@@ -4,6 +4,7 @@
 #include <time.h>
 
 #include "repair.h"
+#include "watch.h"
 
 bool uf_owns_cell(const struct uf_table *table, const struct uf_flight *flight, uint64_t owner)
 {
@@ -37,22 +38,35 @@ enum uf_status uf_poll(struct uf_table *table, const struct uf_flight *flight, u
     }
 }
 
-/* Read without the lock: a stale `first` makes one sleep too long or too short, and whoever
+/* Read without the lock: a stale answer makes one sleep too long or too short, and whoever
  * becomes first is posted. */
+static bool is_first(const struct uf_slot *slot, const struct uf_flight *flight)
+{
+    return UF_LOAD(slot->first) == flight->cell + 1;
+}
+
+static uint64_t earlier(uint64_t one_ns, uint64_t other_ns)
+{
+    return one_ns < other_ns ? one_ns : other_ns;
+}
+
+static uint64_t end_of_lease(const struct uf_slot *slot, uint64_t now_ns)
+{
+    uint64_t end_ns = UF_LOAD(slot->lease_end_ns);
+    return end_ns > now_ns ? end_ns : UF_NO_DEADLINE;
+}
+
 uint64_t uf_next_look(const struct uf_table *table, const struct uf_flight *flight,
                       uint64_t now_ns)
 {
     const struct uf_slot *slot = uf_slot(table, flight->slot);
-    uint64_t step = UF_WATCH_OTHERS_NS, lease_end = UF_LOAD(slot->lease_end_ns);
-    if (UF_LOAD(slot->first) == flight->cell + 1) {
-        uint64_t started = UF_LOAD(slot->started_ns);
-        step = now_ns > started ? (now_ns - started) / 100 : 0;
-        step = step < UF_WATCH_MIN_NS ? UF_WATCH_MIN_NS : step;
-        step = step > UF_WATCH_MAX_NS ? UF_WATCH_MAX_NS : step;
-        if (lease_end > now_ns && lease_end - now_ns < step)
-            step = lease_end - now_ns;
-    }
-    return now_ns + step;
+    if (!is_first(slot, flight))
+        return now_ns + UF_WATCH_OTHERS_NS;
+    uint64_t started = UF_LOAD(slot->started_ns);
+    uint64_t step = now_ns > started ? (now_ns - started) / 100 : 0;
+    step = step < UF_WATCH_MIN_NS ? UF_WATCH_MIN_NS : step;
+    step = step > UF_WATCH_MAX_NS ? UF_WATCH_MAX_NS : step;
+    return earlier(now_ns + step, end_of_lease(slot, now_ns));
 }
 
 bool uf_is_joinable(const struct uf_table *table, const struct uf_flight *flight)
@@ -73,23 +87,36 @@ bool uf_is_leading(const struct uf_table *table, const struct uf_flight *flight,
            !uf_is_leaderless(table, slot, now_ns, NULL);
 }
 
+/* False if a signal ended it. */
+static bool sleep_unwatched(sem_t *semaphore, uint64_t until_ns)
+{
+    struct timespec until = {.tv_sec = (time_t)(until_ns / UINT64_C(1000000000)),
+                             .tv_nsec = (long)(until_ns % UINT64_C(1000000000))};
+    return sem_clockwait(semaphore, CLOCK_MONOTONIC, &until) == 0 || errno != EINTR;
+}
+
 enum uf_status uf_wait(struct uf_table *table, const struct uf_flight *flight, uint64_t owner,
                        uint64_t deadline_ns)
 {
+    const struct uf_slot *slot = uf_slot(table, flight->slot);
     sem_t *semaphore = &uf_cell(table, uf_group_of(flight->slot), flight->cell)->semaphore;
     for (;;) {
-        uint64_t now_ns = uf_now_ns();
+        uint64_t now_ns = uf_now_ns(), until_ns;
+        struct uf_watch watch;
+        bool undisturbed;
         enum uf_status status = uf_poll(table, flight, owner, now_ns);
         if (status != UF_PENDING)
             return status;
         if (now_ns >= deadline_ns)
             return UF_TIMED_OUT;
-        uint64_t until_ns = uf_next_look(table, flight, now_ns);
-        if (until_ns > deadline_ns)
-            until_ns = deadline_ns;
-        struct timespec until = {.tv_sec = (time_t)(until_ns / UINT64_C(1000000000)),
-                                 .tv_nsec = (long)(until_ns % UINT64_C(1000000000))};
-        if (sem_clockwait(semaphore, CLOCK_MONOTONIC, &until) != 0 && errno == EINTR)
+        if (is_first(slot, flight) && uf_watch_begin(table, UF_LOAD(slot->leader), &watch)) {
+            until_ns = earlier(now_ns + UF_WATCH_BACKSTOP_NS, end_of_lease(slot, now_ns));
+            undisturbed = uf_watch_sleep(&watch, semaphore, earlier(until_ns, deadline_ns));
+        } else {
+            until_ns = uf_next_look(table, flight, now_ns);
+            undisturbed = sleep_unwatched(semaphore, earlier(until_ns, deadline_ns));
+        }
+        if (!undisturbed)
             return UF_INTERRUPTED;
     }
 }
