@@ -33,6 +33,9 @@
     POINT(TAKEOVER_LEADER)    /* ... leader written, epoch not */                         \
     POINT(TAKEOVER_EPOCH)     /* ... epoch written, state not */                          \
     POINT(TAKEOVER_RUNNING)   /* ... committed, lock held */                              \
+    POINT(MOVE_UNLINKED)      /* takeover of a sealed flight: cell in no list */          \
+    POINT(MOVE_NAMED)         /* ... cell names the newer flight */                       \
+    POINT(MOVE_LINKED)        /* ... and is in its list, lock held */                     \
     POINT(DIED_DONE)          /* given up: DONE, still attached */                        \
     POINT(FORGET_DETACHED)    /* forget: committed, lock held */                          \
     POINT(SWEEP_UNLINKED)     /* sweep: a dead cell unlinked, still owned */              \

@@ -65,19 +65,24 @@ static void seal_locked(struct uf_table *table, uint32_t slot)
     detach_locked(table, slot);
 }
 
-/* The function of a sealed flight runs once more, so it takes callers again, unless another
- * flight of its key has begun meanwhile. */
+/* Whether the flight is sealed, and a newer one of its key takes callers. */
+static bool find_newer_locked(struct uf_table *table, uint32_t slot, uint32_t *newer)
+{
+    struct uf_slot *s = uf_slot(table, slot);
+    const struct uf_key key = {s->key, UF_LOAD(s->key_bytes)};
+    return UF_LOAD(s->sealed) && key.bytes <= UF_KEY_BYTES &&
+           find_attached_locked(table, UF_LOAD(s->hash), &key, newer);
+}
+
+/* The function of a sealed flight runs once more, so it takes callers again. */
 static void unseal_locked(struct uf_table *table, uint32_t slot)
 {
     struct uf_slot *s = uf_slot(table, slot);
     struct uf_group *group = uf_group(table, uf_group_of(slot));
-    const struct uf_key key = {s->key, UF_LOAD(s->key_bytes)};
-    uint32_t other;
-    if (!UF_LOAD(s->sealed) || key.bytes > UF_KEY_BYTES)
+    if (!UF_LOAD(s->sealed))
         return;
     UF_STORE(s->sealed, 0);
-    if (!find_attached_locked(table, UF_LOAD(s->hash), &key, &other))
-        UF_STORE(group->attached, UF_LOAD(group->attached) | uf_bit_of(slot)); /* COMMIT */
+    UF_STORE(group->attached, UF_LOAD(group->attached) | uf_bit_of(slot)); /* COMMIT */
 }
 
 static bool is_present_locked(const struct uf_slot *slot, const struct uf_flight *flight)
@@ -593,11 +598,28 @@ enum uf_status uf_leave(struct uf_table *table, const struct uf_flight *flight, 
     return status;
 }
 
+/* The leader of a sealed flight is gone, and its function would have to run again: beside the one
+ * of the newer flight. That one began after this caller came, so its result will do. */
+static enum uf_status move_locked(struct uf_table *table, struct uf_flight *flight,
+                                  uint32_t newer, bool after_death, struct uf_wakes *wakes)
+{
+    uint32_t former = flight->slot;
+    struct uf_remains nothing; /* no result was published */
+    bool was_first = UF_LOAD(uf_slot(table, former)->first) == flight->cell + 1;
+    if (after_death) /* with a big result created, perhaps */
+        UF_STORE(table->header->leaked, 1);
+    if (uf_move_locked(table, former, flight->cell, newer) != UF_OK)
+        return UF_DAMAGED;
+    describe(flight, newer, uf_slot(table, newer));
+    settle_locked(table, former, was_first, wakes, &nothing);
+    return UF_PENDING;
+}
+
 static enum uf_status takeover_locked(struct uf_table *table, const struct uf_caller *caller,
                                       struct uf_wakes *wakes, struct uf_flight *flight)
 {
     struct uf_slot *s = uf_slot(table, flight->slot);
-    uint32_t state = UF_LOAD(s->state);
+    uint32_t state = UF_LOAD(s->state), newer;
     bool died = false;
     if (!uf_owns_cell(table, flight, caller->owner))
         return UF_DAMAGED;
@@ -611,6 +633,8 @@ static enum uf_status takeover_locked(struct uf_table *table, const struct uf_ca
         give_up_locked(table, flight->slot, wakes);
         return UF_DONE;
     }
+    if (find_newer_locked(table, flight->slot, &newer))
+        return move_locked(table, flight, newer, died, wakes);
     /* First the cell, then the lead: whoever dies in between is no waiter any more, and
      * the repair that follows wakes the others. */
     if (uf_unlink_locked(table, flight->slot, flight->cell) != UF_OK)

@@ -118,7 +118,8 @@ static void free_cell_locked(struct uf_table *table, uint32_t group, uint32_t ce
         UF_STORE(g->cell_hint, cell);
 }
 
-enum uf_status uf_unlink_locked(struct uf_table *table, uint32_t slot, uint32_t cell)
+/* Takes a cell out of its slot's list; UF_DAMAGED if it is not in there. */
+static enum uf_status unlink_locked(struct uf_table *table, uint32_t slot, uint32_t cell)
 {
     uint32_t group = uf_group_of(slot), before = 0, word;
     struct uf_slot *s = uf_slot(table, slot);
@@ -129,15 +130,38 @@ enum uf_status uf_unlink_locked(struct uf_table *table, uint32_t slot, uint32_t 
             return uf_damage(table);
         if (word == cell + 1) {
             bypass_locked(s, link, before, c);
-            UF_CRASH_POINT(LEAVE_UNLINKED);
-            free_cell_locked(table, group, cell);
-            UF_CRASH_POINT(LEAVE_UNOWNED);
             return UF_OK;
         }
         before = word;
         link = &c->next;
     }
     return uf_damage(table);
+}
+
+enum uf_status uf_unlink_locked(struct uf_table *table, uint32_t slot, uint32_t cell)
+{
+    if (unlink_locked(table, slot, cell) != UF_OK)
+        return UF_DAMAGED;
+    UF_CRASH_POINT(LEAVE_UNLINKED);
+    free_cell_locked(table, uf_group_of(slot), cell);
+    UF_CRASH_POINT(LEAVE_UNOWNED);
+    return UF_OK;
+}
+
+/* No store of these commits anything: only the owner moves its cell, and if it dies in here, a
+ * repair frees the cell, wherever it finds it. */
+enum uf_status uf_move_locked(struct uf_table *table, uint32_t slot, uint32_t cell, uint32_t newer)
+{
+    struct uf_cell *c = uf_cell(table, uf_group_of(slot), cell);
+    if (unlink_locked(table, slot, cell) != UF_OK)
+        return UF_DAMAGED;
+    UF_CRASH_POINT(MOVE_UNLINKED);
+    UF_STORE(c->generation, UF_LOAD(uf_slot(table, newer)->generation));
+    UF_STORE(c->slot, newer % UF_GROUP_SLOTS);
+    UF_CRASH_POINT(MOVE_NAMED);
+    uf_append_locked(table, newer, cell);
+    UF_CRASH_POINT(MOVE_LINKED);
+    return UF_OK;
 }
 
 enum uf_status uf_drop_dead_locked(struct uf_table *table, uint32_t slot, enum uf_extent extent)

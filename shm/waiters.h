@@ -32,6 +32,10 @@ enum uf_status uf_join_locked(struct uf_table *table, uint32_t slot, uint64_t ow
 /* Unlinks and frees a cell; UF_DAMAGED if it is not in the slot's list. */
 enum uf_status uf_unlink_locked(struct uf_table *table, uint32_t slot, uint32_t cell);
 
+/* Lets the calling thread's cell wait for another flight of the same group; UF_DAMAGED if it is
+ * not in the slot's list. */
+enum uf_status uf_move_locked(struct uf_table *table, uint32_t slot, uint32_t cell, uint32_t newer);
+
 /* Puts a cell at the end of the slot's list. */
 void uf_append_locked(struct uf_table *table, uint32_t slot, uint32_t cell);
 

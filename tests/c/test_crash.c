@@ -117,6 +117,17 @@ static void victim_is_first_behind_a_leader_past_its_lease(struct scene *scene)
     scene->leader_gone = true;
 }
 
+/* Its leader died before it had encoded the value, and a newer flight has begun meanwhile. */
+static void victim_is_first_of_a_sealed_flight(struct scene *scene)
+{
+    struct actor former = actor_process(&scene->table);
+    CHECK_INT(begin(&former, "k"), UF_LEADER);
+    CHECK_INT(begin(&scene->victim, "k"), UF_FOLLOWER);
+    CHECK_INT(finish(&former, ""), UF_NEEDS_PAYLOAD);
+    leader_leads_and_both_wait(scene);
+    actor_kill(&former);
+}
+
 static void a_dead_waiter_and_a_dead_leader_are_to_be_swept(struct scene *scene)
 {
     struct actor waiter = actor_process(&scene->table), leader = actor_process(&scene->table);
@@ -194,6 +205,8 @@ static const struct scenario scenarios[] = {
         UF_AT_TAKEOVER_EPOCH, UF_AT_TAKEOVER_RUNNING)},
     {"a newcomer takes over an orphan", victim_is_first_of_an_orphan, join_k, TAKEN_OVER,
      AT(UF_AT_TAKEOVER_LEADER, UF_AT_TAKEOVER_EPOCH, UF_AT_TAKEOVER_RUNNING)},
+    {"move to a newer flight", victim_is_first_of_a_sealed_flight, take_over, ANSWERED,
+     AT(UF_AT_MOVE_UNLINKED, UF_AT_MOVE_NAMED, UF_AT_MOVE_LINKED)},
     {"give up", victim_is_first_behind_a_dead_leader, give_up, ANSWERED, AT(UF_AT_DIED_DONE)},
     {"forget", leader_leads_and_both_wait, forget_k, ANSWERED, AT(UF_AT_FORGET_DETACHED)},
     {"sweep", a_dead_waiter_and_a_dead_leader_are_to_be_swept, reap, ANSWERED,

@@ -328,6 +328,109 @@ static void a_forgotten_flight_can_be_taken_over_by_those_who_joined(void *unuse
     (void)unused;
 }
 
+/* ---- sealed flights ---------------------------------------------------------------- */
+
+/* A leader whose function has returned, and which dies before it has encoded the value. */
+static struct actor leader_that_sealed(struct rig *rig, struct actor *waiters, int count)
+{
+    struct actor leader = actor_process(&rig->table);
+    CHECK_INT(begin(&leader, "k"), UF_LEADER);
+    for (int i = 0; i < count; i++)
+        CHECK_INT(begin(&waiters[i], "k"), UF_FOLLOWER);
+    CHECK_INT(finish(&leader, ""), UF_NEEDS_PAYLOAD);
+    return leader;
+}
+
+static void waiters_of_a_sealed_flight_move_to_a_newer_one_when_its_leader_dies(void *unused)
+{
+    struct rig rig = rig_of(16);
+    struct actor waiters[2] = {actor_process(&rig.table), actor_process(&rig.table)};
+    struct actor newcomer = actor_process(&rig.table), third = actor_process(&rig.table);
+    struct actor leader = leader_that_sealed(&rig, waiters, 2);
+    struct answer newer = ask(&newcomer, ACT_BEGIN, "k");
+    CHECK_INT(newer.status, UF_LEADER);
+    CHECK_INT(begin(&third, "k"), UF_FOLLOWER);
+    tell_wait(&waiters[0], 10 * SECOND);
+    tell_wait(&waiters[1], 10 * SECOND);
+    actor_kill(&leader);
+    CHECK_INT(hear(&waiters[0]).status, UF_LEADERLESS);
+    struct answer moved = ask(&waiters[0], ACT_TAKEOVER, "");
+    CHECK_INT(moved.status, UF_PENDING);
+    CHECK_INT(moved.flight.slot, newer.flight.slot);
+    CHECK_INT(moved.flight.generation, newer.flight.generation);
+    CHECK_INT(hear(&waiters[1]).status, UF_LEADERLESS); /* posted, or it would sleep for long */
+    CHECK_INT(take_over(&waiters[1]), UF_PENDING);
+    check_all(&rig.table);
+    CHECK_INT(finish(&newcomer, "new"), UF_OK);
+    CHECK(strcmp(fetch(&third), "new") == 0);
+    CHECK(strcmp(fetch(&waiters[1]), "new") == 0);
+    CHECK(strcmp(fetch(&waiters[0]), "new") == 0);
+    CHECK_INT(totals_of(&rig).takeovers, 0);
+    actor_exit(&waiters[0]);
+    actor_exit(&waiters[1]);
+    actor_exit(&newcomer);
+    actor_exit(&third);
+    rig_reap_and_end(&rig);
+    (void)unused;
+}
+
+static void a_waiter_can_move_to_a_flight_whose_leader_is_gone_too(void *unused)
+{
+    struct rig rig = rig_of(16);
+    struct actor waiter = actor_process(&rig.table), newcomer = actor_process(&rig.table);
+    struct actor third = actor_process(&rig.table);
+    struct actor leader = leader_that_sealed(&rig, &waiter, 1);
+    CHECK_INT(begin(&newcomer, "k"), UF_LEADER);
+    CHECK_INT(begin(&third, "k"), UF_FOLLOWER);
+    actor_kill(&leader);
+    actor_kill(&newcomer);
+    CHECK_INT(take_over(&waiter), UF_PENDING);
+    CHECK_INT(await(&waiter), UF_LEADERLESS);
+    CHECK_INT(take_over(&waiter), UF_LEADER);
+    CHECK_INT(finish(&waiter, "v"), UF_OK);
+    CHECK(strcmp(fetch(&third), "v") == 0);
+    actor_exit(&waiter);
+    actor_exit(&third);
+    rig_reap_and_end(&rig);
+    (void)unused;
+}
+
+static void a_sealed_flight_that_is_taken_over_takes_callers_again(void *unused)
+{
+    struct rig rig = rig_of(16);
+    struct actor waiter = actor_process(&rig.table), newcomer = actor_process(&rig.table);
+    struct actor leader = leader_that_sealed(&rig, &waiter, 1);
+    actor_kill(&leader);
+    CHECK_INT(take_over(&waiter), UF_LEADER);
+    CHECK_INT(begin(&newcomer, "k"), UF_FOLLOWER);
+    CHECK_INT(finish(&waiter, "v"), UF_OK);
+    CHECK(strcmp(fetch(&newcomer), "v") == 0);
+    actor_exit(&waiter);
+    actor_exit(&newcomer);
+    rig_end(&rig);
+    (void)unused;
+}
+
+static void a_forgotten_flights_waiters_do_not_move(void *unused)
+{
+    struct rig rig = rig_of(16);
+    struct actor leader = actor_process(&rig.table), waiter = actor_process(&rig.table);
+    struct actor newcomer = actor_process(&rig.table);
+    CHECK_INT(begin(&leader, "k"), UF_LEADER);
+    CHECK_INT(begin(&waiter, "k"), UF_FOLLOWER);
+    CHECK_INT(ask(&newcomer, ACT_FORGET, "k").status, UF_OK);
+    CHECK_INT(finish(&leader, ""), UF_NEEDS_PAYLOAD); /* nothing to seal any more */
+    CHECK_INT(begin(&newcomer, "k"), UF_LEADER);
+    actor_kill(&leader);
+    CHECK_INT(take_over(&waiter), UF_LEADER);
+    CHECK_INT(finish(&waiter, ""), UF_OK);
+    CHECK_INT(finish(&newcomer, ""), UF_OK);
+    actor_exit(&waiter);
+    actor_exit(&newcomer);
+    rig_end(&rig);
+    (void)unused;
+}
+
 int main(void)
 {
     RUN(exactly_one_waiter_takes_over_what_was_abandoned);
@@ -345,5 +448,9 @@ int main(void)
     RUN(a_newcomer_supersedes_a_leader_past_its_lease);
     RUN(after_forget_a_fresh_flight_runs_beside_the_old_one);
     RUN(a_forgotten_flight_can_be_taken_over_by_those_who_joined);
+    RUN(waiters_of_a_sealed_flight_move_to_a_newer_one_when_its_leader_dies);
+    RUN(a_waiter_can_move_to_a_flight_whose_leader_is_gone_too);
+    RUN(a_sealed_flight_that_is_taken_over_takes_callers_again);
+    RUN(a_forgotten_flights_waiters_do_not_move);
     return report();
 }

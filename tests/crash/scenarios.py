@@ -11,7 +11,7 @@ import signal
 from typing import Any
 
 from crash_worker import EXTRA, SMALL
-from stage import Actor, Stage
+from stage import Actor, Stage, until
 
 KEY = "key"
 SHORT = 0.4  # seconds a caller waits beside a stopped victim
@@ -339,6 +339,35 @@ def enters_an_orphan(stage: Stage, strike: Strike) -> None:
     one_takes_over(stage, strike, second)
 
 
+def moves_to_a_newer_flight(stage: Stage, strike: Strike) -> None:
+    """The former leader ends before it has published; a newcomer's flight has begun meanwhile."""
+    former, victim, second, newcomer, third = stage.enter(
+        "former", "victim", "second", "newcomer", "third"
+    )
+    gates = [stage.gate(), stage.gate()]
+    former.leads(KEY, gate=str(gates[0]), size=EXTRA, arm=["EXTRA_CREATED", "stop", "encode"])
+    victim.call(KEY, arm=strike.when("before"))
+    stage.followers(2)
+    second.call(KEY, options=strike.patience)
+    stage.followers(3)
+    gates[0].open()
+    former.stops()
+    source = newcomer.leads(KEY, gate=str(gates[1]))
+    third.call(KEY, options=strike.patience)
+    stage.followers(4)
+    former.kill()
+    strike.hits(victim)
+    if strike.kills:
+        until(lambda: 0 in [row[1] for row in stage.peek()], "the second to move as well")
+    gates[1].open()
+    assert newcomer.outcome()["role"] == "leader"
+    if strike.kills:
+        both_have(source, second.outcome(), third.outcome())
+        assert len(stage.executions(KEY)) == 2
+    else:
+        one_takes_over(stage, strike, second, third)
+
+
 def gives_up(stage: Stage, strike: Strike) -> None:
     stage.options["max_takeovers"] = 0
     leader, victim, second = stage.enter("leader", "victim", "second")
@@ -493,6 +522,9 @@ SCENARIOS = {
     "TAKEOVER_LEADER": (*_TAKEOVER, enters_an_orphan),
     "TAKEOVER_EPOCH": (*_TAKEOVER, enters_an_orphan),
     "TAKEOVER_RUNNING": (*_TAKEOVER, enters_an_orphan),
+    "MOVE_UNLINKED": (moves_to_a_newer_flight,),
+    "MOVE_NAMED": (moves_to_a_newer_flight,),
+    "MOVE_LINKED": (moves_to_a_newer_flight,),
     "DIED_DONE": (gives_up,),
     "FORGET_DETACHED": (forgets,),
     "SWEEP_UNLINKED": (sweeps_a_dead_waiter,),
