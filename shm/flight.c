@@ -437,13 +437,12 @@ static enum uf_status finish_locked(struct uf_table *table, const struct uf_flig
     return UF_OK;
 }
 
-enum uf_status uf_finish(struct uf_table *table, const struct uf_flight *flight,
-                         const struct uf_result *result, enum uf_patience patience,
-                         struct uf_remains *remains)
+enum uf_status uf_finish_unposted(struct uf_table *table, const struct uf_flight *flight,
+                                  const struct uf_result *result, enum uf_patience patience,
+                                  struct uf_remains *remains, struct uf_wakes *wakes)
 {
     uint32_t group = uf_group_of(flight->slot);
-    struct uf_wakes wakes;
-    uf_wakes_init(&wakes, group);
+    uf_wakes_init(wakes, group);
     *remains = (struct uf_remains){0};
     if (result->data && result->bytes > table->inline_bytes)
         return UF_DAMAGED;
@@ -457,9 +456,19 @@ enum uf_status uf_finish(struct uf_table *table, const struct uf_flight *flight,
         return status;
     }
     UF_CRASH_POINT(FINISH_LOCKED);
-    status = finish_locked(table, flight, result, &wakes, remains);
+    status = finish_locked(table, flight, result, wakes, remains);
     uf_group_unlock(table, group);
     UF_CRASH_POINT(FINISH_UNLOCKED);
+    return status;
+}
+
+enum uf_status uf_finish(struct uf_table *table, const struct uf_flight *flight,
+                         const struct uf_result *result, enum uf_patience patience,
+                         struct uf_remains *remains)
+{
+    struct uf_wakes wakes;
+    enum uf_status status =
+        uf_finish_unposted(table, flight, result, patience, remains, &wakes);
     uf_post(table, &wakes);
     return status;
 }

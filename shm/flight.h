@@ -3,7 +3,7 @@
 #ifndef UF_FLIGHT_H
 #define UF_FLIGHT_H
 
-#include "lock.h"
+#include "waiters.h"
 
 #define UF_NO_LEASE UINT64_MAX
 
@@ -58,6 +58,12 @@ enum uf_status uf_begin(struct uf_table *table, const struct uf_caller *caller,
 enum uf_status uf_finish(struct uf_table *table, const struct uf_flight *flight,
                          const struct uf_result *result, enum uf_patience patience,
                          struct uf_remains *remains);
+
+/* The same, but that it leaves those to post (uf_post) who have to be woken: each takes a system
+ * call, and the caller may hold an interpreter lock that they need. */
+enum uf_status uf_finish_unposted(struct uf_table *table, const struct uf_flight *flight,
+                                  const struct uf_result *result, enum uf_patience patience,
+                                  struct uf_remains *remains, struct uf_wakes *wakes);
 
 /* Ends the leadership without a result: a follower takes over.  Never fails: without the
  * lock the leader resigns. */

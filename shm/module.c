@@ -154,17 +154,34 @@ static void lead_dealloc(Handle *self)
     free_handle(self);
 }
 
+/* Several followers take several system calls, and threads of this process among them want the
+ * interpreter lock at once. */
+static void post_followers(Handle *self, const struct uf_wakes *wakes)
+{
+    if (wakes->count <= 1) {
+        uf_post(core(self), wakes);
+        return;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    uf_post(core(self), wakes);
+    Py_END_ALLOW_THREADS
+}
+
 static enum uf_status finish(Handle *self, const struct uf_result *result)
 {
     struct uf_remains remains;
+    struct uf_wakes wakes;
     if (!is_mine(self))
         return UF_FENCED;
     Py_XINCREF((PyObject *)result->value); /* before followers can see it */
-    enum uf_status status = uf_finish(core(self), &self->flight, result, UF_TRY, &remains);
+    enum uf_status status =
+        uf_finish_unposted(core(self), &self->flight, result, UF_TRY, &remains, &wakes);
     if (status == UF_BUSY) {
         Py_BEGIN_ALLOW_THREADS
         status = uf_finish(core(self), &self->flight, result, UF_WAIT, &remains);
         Py_END_ALLOW_THREADS
+    } else {
+        post_followers(self, &wakes);
     }
     self->active = status == UF_NEEDS_PAYLOAD;
     self->fenced = status == UF_FENCED;

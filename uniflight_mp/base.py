@@ -341,31 +341,33 @@ class BaseMerger:
     def _take(self, follow: Follow) -> Landed:
         """Take what the leader left, and leave the flight."""
         kind, payload, local, followers, takeovers, leader_pid, epoch = follow.take()
-        landed = Landed(followers=followers, takeovers=takeovers, leader_pid=leader_pid)
-        extra = Extra.of(follow, epoch)
+        extra = Extra.of(follow, epoch) if kind == shm.PAYLOAD_EXTRA else None
+        found: dict[str, Any] = {"solo": "damaged"}  # unless something better is found
         try:
-            landed = landed._replace(**self._open(kind, payload, local, extra))
+            found = self._open(kind, payload, local, extra)
         except Exception as error:
             problem = self._not_decodable(error, leader_pid)
-            landed = landed._replace(solo="not_decodable", problem=problem)
+            found = {"solo": "not_decodable", "problem": problem}
         finally:
-            served = landed.solo is None
-            if follow.leave(shm.LEAVING_SERVED if served else 0):
+            last = follow.leave() if "solo" in found else follow.leave(shm.LEAVING_SERVED)
+            if last and extra:
                 extra.remove()
-        return landed
+        return Landed(followers=followers, takeovers=takeovers, leader_pid=leader_pid, **found)
 
-    def _open(self, kind: int, payload: Any, local: tuple[object] | None, extra: Extra) -> Any:
+    def _open(
+        self, kind: int, payload: Any, local: tuple[object] | None, extra: Extra | None
+    ) -> dict[str, Any]:
         """Return the fields of ``Landed`` that depend on what the leader published."""
-        if kind == shm.PAYLOAD_DIED:
-            return {"died": True}
-        if kind == shm.PAYLOAD_ERROR:
-            return {"failure": payload}
         if local is not None:
             return {"value": local[0]}
         if kind == shm.PAYLOAD_VALUE:
             return {"value": self._codec.decode(memoryview(payload))}
-        if kind == shm.PAYLOAD_EXTRA:
+        if extra is not None:
             return {"value": read_extra(extra, payload, self._codec.decode)}
+        if kind == shm.PAYLOAD_ERROR:
+            return {"failure": payload}
+        if kind == shm.PAYLOAD_DIED:
+            return {"died": True}
         if kind in (shm.PAYLOAD_UNSHAREABLE, shm.PAYLOAD_TOO_LARGE):
             reason = "too_large" if kind == shm.PAYLOAD_TOO_LARGE else "not_shareable"
             return {"solo": reason, "problem": decode_failure(payload, self._codec)}
