@@ -195,6 +195,40 @@ def test_a_zombie_is_dead(stage):
     stage.curtain()
 
 
+def namesake(stage, pid):
+    """An actor whose main thread has the number that a dead process had."""
+    for _ in range(50):
+        try:  # the nursery forks twice
+            Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 2))
+        except PermissionError:
+            pytest.skip("no right to choose the next process's number")
+        (actor,) = stage.start("namesake")
+        if actor.pid == pid:
+            return actor
+    raise AssertionError(f"never got pid {pid}")
+
+
+@pytest.mark.parametrize("takes_part", [True, False], ids=["in the table", "outside of it"])
+def test_a_process_with_a_dead_leaders_number_is_not_taken_for_it(stage, takes_part):
+    leader, first, second = stage.enter("leader", "first", "second")
+    leader.leads(KEY, gate=str(stage.gate()))
+    for count, actor in enumerate((first, second), 1):
+        actor.call(KEY)
+        stage.followers(count)
+        actor.stop()
+    leader.kill()
+    impostor = namesake(stage, leader.pid)
+    if takes_part:  # with the record that the dead one had
+        impostor.send("open", table=stage.table, **stage.options)
+        impostor.reply()
+        impostor.call("other")
+        assert impostor.outcome()["role"] == "leader"
+    first.go_on()
+    second.go_on()
+    take_over(first, second)
+    stage.curtain()
+
+
 def test_a_leaders_child_is_no_leader_and_its_parents_death_is_seen(stage):
     leader, first = stage.enter("leader", "first")
     leader.leads(KEY, then="fork")
