@@ -118,6 +118,9 @@ def test_callables_without_a_name_need_a_key(merger):
     with pytest.raises(TypeError, match="partial has no name that could be part of a key: give"):
         merger.coalesce()(partial)
     assert merger.coalesce("three")(partial)() == 3
+    with pytest.raises(TypeError, match="a lambda has no name that could be part of a key"):
+        merger.coalesce()(lambda: 4)
+    assert merger.coalesce("four")(lambda: 4)() == 4
     assert merger.coalesce(lambda *args: args)(max)(3, 4) == 4
 
 

@@ -75,12 +75,11 @@ class KeyMaker:
 
 
 def _identity(func: Callable[..., Any]) -> str:
-    try:
-        return identity(func)
-    except AttributeError:
-        raise TypeError(
-            f"a {type(func).__name__} has no name that could be part of a key: give coalesce a key"
-        ) from None
+    name = getattr(func, "__qualname__", None)
+    if name is None or name.endswith("<lambda>"):  # which all lambdas of a module share
+        what = "lambda" if name else type(func).__name__
+        raise TypeError(f"a {what} has no name that could be part of a key: give coalesce a key")
+    return identity(func)
 
 
 def _signature(func: Callable[..., Any]) -> inspect.Signature:
