@@ -58,7 +58,7 @@
 #include <stdint.h>
 
 #define UF_MAGIC UINT64_C(0x31504d7468676c66) /* "flghtMP1", little endian */
-#define UF_LAYOUT_VERSION 2u
+#define UF_LAYOUT_VERSION 3u
 #define UF_KEY_BYTES 128u      /* longest encoded key; longer ones arrive as a digest */
 #define UF_GROUP_SLOTS 64u     /* one bit each in `attached` */
 #define UF_MAX_GROUPS 1024u    /* 65,536 flights */
@@ -99,6 +99,7 @@ enum uf_solo {
     UF_SOLO_TOO_LARGE,
     UF_SOLO_NOT_DECODABLE,
     UF_SOLO_TIMEOUT,
+    UF_SOLO_UNAVAILABLE,
     UF_SOLO_REASONS
 };
 
@@ -201,7 +202,7 @@ struct uf_group {
 
 _Static_assert(sizeof(pthread_mutex_t) == 40, "robust mutex of glibc on a 64-bit machine");
 _Static_assert(sizeof(sem_t) == 32, "semaphore of glibc on a 64-bit machine");
-_Static_assert(sizeof(struct uf_header) == 168, "header");
+_Static_assert(sizeof(struct uf_header) == 176, "header");
 _Static_assert(offsetof(struct uf_header, hash_key) == 72, "header.hash_key");
 _Static_assert(offsetof(struct uf_header, damaged) == 88, "header.damaged");
 _Static_assert(sizeof(struct uf_thread) == 128, "two cache lines a thread");

@@ -10,9 +10,13 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <errno.h>
+#include <linux/mempolicy.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -23,6 +27,8 @@
 #include "wait.h"
 
 #define SIGNAL_CHECK_NS UINT64_C(50000000)
+#define UF_MAX_NODES 1024 /* what the kernel can be built for */
+#define UF_BITS_OF_LONG (8 * (int)sizeof(long))
 
 typedef struct {
     PyObject_HEAD
@@ -522,17 +528,28 @@ static void table_dealloc(Table *self)
     Py_DECREF(type);
 }
 
-static bool writable(Table *self)
+/* NULL with an exception. */
+static struct uf_table *table_of(Table *self)
 {
-    if (self->read_only)
-        PyErr_SetString(PyExc_RuntimeError, "this table was attached read-only");
-    return !self->read_only;
+    struct uf_table *table = uf_mapping_table(self->mapping);
+    if (!table)
+        PyErr_SetString(PyExc_MemoryError, "no memory for this process's own table");
+    return table;
+}
+
+/* The same, for what writes into it. */
+static struct uf_table *writable(Table *self)
+{
+    if (!self->read_only)
+        return table_of(self);
+    PyErr_SetString(PyExc_RuntimeError, "this table was attached read-only");
+    return NULL;
 }
 
 static enum uf_status begin(Table *self, struct uf_caller *caller, const struct uf_key *key,
                             struct uf_flight *flight)
 {
-    struct uf_table *table = &self->mapping->table;
+    struct uf_table *table = &self->mapping->table; /* table_begin has asked table_of */
     enum uf_status status = uf_seat(self->mapping, &caller->owner);
     if (status != UF_OK)
         return status;
@@ -609,14 +626,15 @@ static PyObject *table_forget(Table *self, PyObject *key)
 {
     struct key_buffer buffer;
     bool found = false;
-    if (!writable(self))
+    struct uf_table *table = writable(self);
+    if (!table)
         return NULL;
     PyObject *keep = encode_key(self, key, &buffer);
     if (!keep)
         return NULL;
     enum uf_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = uf_forget(&self->mapping->table, &buffer.key, UF_WAIT, &found);
+    status = uf_forget(table, &buffer.key, UF_WAIT, &found);
     Py_END_ALLOW_THREADS
     Py_DECREF(keep);
     return status == UF_OK ? PyBool_FromLong(found) : PyLong_FromLong(status);
@@ -626,12 +644,13 @@ static PyObject *table_forget(Table *self, PyObject *key)
 static PyObject *table_reap(Table *self, PyObject *Py_UNUSED(unused))
 {
     bool complete = true;
-    if (!writable(self))
+    struct uf_table *table = writable(self);
+    if (!table)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    for (uint32_t group = 0; group < self->mapping->table.groups; group++)
-        complete &= uf_reap(&self->mapping->table, group, UF_WAIT) == UF_OK;
-    uf_threads_reap(&self->mapping->table);
+    for (uint32_t group = 0; group < table->groups; group++)
+        complete &= uf_reap(table, group, UF_WAIT) == UF_OK;
+    uf_threads_reap(table);
     Py_END_ALLOW_THREADS
     return PyBool_FromLong(complete);
 }
@@ -639,8 +658,8 @@ static PyObject *table_reap(Table *self, PyObject *Py_UNUSED(unused))
 /* check() -> None | str: the first broken invariant; takes each group's lock. */
 static PyObject *table_check(Table *self, PyObject *Py_UNUSED(unused))
 {
-    struct uf_table *table = &self->mapping->table;
-    if (!writable(self))
+    struct uf_table *table = writable(self);
+    if (!table)
         return NULL;
     for (uint32_t group = 0; group < table->groups; group++) {
         struct uf_fault fault = {.slot = 0, .what = "the lock cannot be had"};
@@ -677,8 +696,8 @@ static PyObject *snapshot_tuple(uint32_t slot, const struct uf_snapshot *s)
  * takeovers, result_bytes, attached, leaderless, slot, generation, epoch); takes no lock. */
 static PyObject *table_flights(Table *self, PyObject *Py_UNUSED(unused))
 {
-    struct uf_table *table = &self->mapping->table;
-    PyObject *list = PyList_New(0);
+    struct uf_table *table = table_of(self);
+    PyObject *list = table ? PyList_New(0) : NULL;
     for (uint32_t slot = 0; list && slot < uf_slot_count(table); slot++) {
         struct uf_snapshot snapshot;
         if (!uf_snapshot(table, slot, !self->read_only, &snapshot))
@@ -694,8 +713,8 @@ static PyObject *table_flights(Table *self, PyObject *Py_UNUSED(unused))
 /* threads() -> list of (pid, tid, start_time): records that were not given back. */
 static PyObject *table_threads(Table *self, PyObject *Py_UNUSED(unused))
 {
-    struct uf_table *table = &self->mapping->table;
-    PyObject *list = PyList_New(0);
+    struct uf_table *table = table_of(self);
+    PyObject *list = table ? PyList_New(0) : NULL;
     for (uint32_t i = 0; list && i < table->threads; i++) {
         const struct uf_thread *t = &table->thread[i];
         if (UF_LOAD(t->pid) == 0)
@@ -714,7 +733,10 @@ static PyObject *table_threads(Table *self, PyObject *Py_UNUSED(unused))
 static PyObject *table_totals(Table *self, PyObject *Py_UNUSED(unused))
 {
     struct uf_totals t;
-    uf_totals(&self->mapping->table, &t);
+    const struct uf_table *table = table_of(self);
+    if (!table)
+        return NULL;
+    uf_totals(table, &t);
     PyObject *solo = PyTuple_New(UF_SOLO_REASONS);
     for (Py_ssize_t i = 0; solo && i < UF_SOLO_REASONS; i++) {
         PyObject *count = PyLong_FromUnsignedLongLong(t.solo[i]);
@@ -735,7 +757,10 @@ static PyObject *table_totals(Table *self, PyObject *Py_UNUSED(unused))
 static PyObject *table_usage(Table *self, PyObject *Py_UNUSED(unused))
 {
     struct uf_usage usage;
-    uf_usage(&self->mapping->table, &usage);
+    const struct uf_table *table = table_of(self);
+    if (!table)
+        return NULL;
+    uf_usage(table, &usage);
     return Py_BuildValue("III", (unsigned)usage.slots, (unsigned)usage.cells,
                          (unsigned)usage.threads);
 }
@@ -743,7 +768,9 @@ static PyObject *table_usage(Table *self, PyObject *Py_UNUSED(unused))
 /* geometry() -> dict of the creator's limits, rounded, and what a reader may want to know. */
 static PyObject *table_geometry(Table *self, PyObject *Py_UNUSED(unused))
 {
-    const struct uf_table *t = &self->mapping->table;
+    const struct uf_table *t = table_of(self);
+    if (!t)
+        return NULL;
     return Py_BuildValue(
         "{sIsIsIsIsKsKsIsIsIsK}", "flights", (unsigned)uf_slot_count(t), "waiters_per_group",
         (unsigned)t->cells, "threads", (unsigned)t->threads, "inline_bytes",
@@ -853,6 +880,84 @@ static bool parse_limits(PyObject *args, int *fd, struct uf_limits *limits, Py_b
     return true;
 }
 
+/* Takes the mapping over, also if there is no memory. */
+static PyObject *new_table(const ModuleState *state, struct uf_mapping *mapping, PyObject *path,
+                           PyObject *encode, bool read_only)
+{
+    Table *self = PyObject_New(Table, state->table_type);
+    if (!self) {
+        uf_mapping_close(mapping);
+        return NULL;
+    }
+    self->mapping = mapping;
+    self->path = Py_NewRef(path);
+    self->encode_key = Py_NewRef(encode);
+    self->lead_type = (PyTypeObject *)Py_NewRef((PyObject *)state->lead_type);
+    self->follow_type = (PyTypeObject *)Py_NewRef((PyObject *)state->follow_type);
+    self->read_only = read_only;
+    return (PyObject *)self;
+}
+
+/* make_private(limits, encode_key) -> Table: in memory of this process alone. */
+static PyObject *shm_make_private(PyObject *module, PyObject *args)
+{
+    PyObject *encode;
+    struct uf_limits limits;
+    struct uf_mapping *mapping;
+    unsigned long long result_bytes;
+    if (!PyArg_ParseTuple(args, "(IIIIK)O", &limits.flights, &limits.waiters, &limits.threads,
+                          &limits.inline_bytes, &result_bytes, &encode))
+        return NULL;
+    limits.result_bytes = result_bytes;
+    switch (uf_mapping_make_private(&limits, &mapping)) {
+    case UF_ATTACHED:
+        return new_table(PyModule_GetState(module), mapping, Py_None, encode, false);
+    case UF_BAD_GEOMETRY:
+        return PyErr_Format(PyExc_ValueError, "limits out of range");
+    default:
+        return PyErr_NoMemory();
+    }
+}
+
+/* cpu() -> int: the CPU that the calling thread is on; it may be on another by now. */
+static PyObject *shm_cpu(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    int cpu = sched_getcpu();
+    return PyLong_FromLong(cpu < 0 ? 0 : cpu);
+}
+
+/* node() -> int: the NUMA node of that CPU, as the kernel sees it. */
+static PyObject *shm_node(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    unsigned int cpu, node;
+    return PyLong_FromLong(getcpu(&cpu, &node) == 0 ? (long)node : 0);
+}
+
+/* bind(fd, bytes, node): pages of the file that are allocated from here on are the node's. The
+ * policy is the file's own, whoever maps or allocates them (numa_memory_policy of the kernel's
+ * documentation, "Shared Policy"). Raises OSError. */
+static PyObject *shm_bind(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    int fd;
+    unsigned long long bytes;
+    unsigned int node;
+    unsigned long mask[UF_MAX_NODES / UF_BITS_OF_LONG] = {0};
+    if (!PyArg_ParseTuple(args, "iKI", &fd, &bytes, &node))
+        return NULL;
+    if (node >= UF_MAX_NODES)
+        return PyErr_Format(PyExc_ValueError, "no node %u: the last one is %d", node,
+                            UF_MAX_NODES - 1);
+    mask[node / UF_BITS_OF_LONG] = 1ul << (node % UF_BITS_OF_LONG);
+    void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (base == MAP_FAILED)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    long failed = syscall(SYS_mbind, base, bytes, MPOL_BIND, mask, UF_MAX_NODES + 1, 0);
+    int error = errno;
+    munmap(base, bytes);
+    errno = error;
+    return failed ? PyErr_SetFromErrno(PyExc_OSError) : Py_NewRef(Py_None);
+}
+
 /* create(fd, limits, hash_key): makes the zeroed file behind `fd`, already of the right size, a table. */
 static PyObject *shm_create(PyObject *Py_UNUSED(module), PyObject *args)
 {
@@ -907,18 +1012,7 @@ static PyObject *shm_attach(PyObject *module, PyObject *args)
     enum uf_attach result = uf_mapping_open(fd, read_only, &mapping);
     if (result != UF_ATTACHED)
         return PyLong_FromLong(result);
-    Table *self = PyObject_New(Table, state->table_type);
-    if (!self) {
-        uf_mapping_close(mapping);
-        return NULL;
-    }
-    self->mapping = mapping;
-    self->path = Py_NewRef(path);
-    self->encode_key = Py_NewRef(encode);
-    self->lead_type = (PyTypeObject *)Py_NewRef((PyObject *)state->lead_type);
-    self->follow_type = (PyTypeObject *)Py_NewRef((PyObject *)state->follow_type);
-    self->read_only = read_only;
-    return (PyObject *)self;
+    return new_table(state, mapping, path, encode, read_only);
 }
 
 /* look(follows) -> (indices, delay_ns): which of a sequence of Follows have news, and in how
@@ -1010,6 +1104,10 @@ static PyObject *shm_arm(PyObject *Py_UNUSED(module), PyObject *args)
 
 static PyMethodDef module_methods[] = {
     {"create", shm_create, METH_VARARGS, PyDoc_STR("Make a zeroed file a table.")},
+    {"make_private", shm_make_private, METH_VARARGS, PyDoc_STR("Make a table without a file.")},
+    {"cpu", shm_cpu, METH_NOARGS, PyDoc_STR("The CPU that the calling thread is on.")},
+    {"node", shm_node, METH_NOARGS, PyDoc_STR("The NUMA node that the calling thread is on.")},
+    {"bind", shm_bind, METH_VARARGS, PyDoc_STR("Have a file's pages allocated on one NUMA node.")},
     {"segment_bytes", shm_segment_bytes, METH_VARARGS, PyDoc_STR("Size of a table.")},
     {"attach", shm_attach, METH_VARARGS, PyDoc_STR("Map a table.")},
     {"look", shm_look, METH_O, PyDoc_STR("Which Follows have news, and when to look again.")},
@@ -1048,7 +1146,8 @@ static const char *const solo_reasons[UF_SOLO_REASONS] = {
     [UF_SOLO_NOT_SHAREABLE] = "not_shareable",
     [UF_SOLO_TOO_LARGE] = "too_large",
     [UF_SOLO_NOT_DECODABLE] = "not_decodable",
-    [UF_SOLO_TIMEOUT] = "timeout"};
+    [UF_SOLO_TIMEOUT] = "timeout",
+    [UF_SOLO_UNAVAILABLE] = "unavailable"};
 
 static int add_names(PyObject *module, const char *attribute, const char *const *names, int count)
 {

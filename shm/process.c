@@ -2,7 +2,9 @@
 
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -105,7 +107,7 @@ static void set_up(void)
 static struct uf_mapping *find_mapping(const struct stat *status, bool read_only)
 {
     struct uf_mapping *m = mappings;
-    while (m && (m->device != status->st_dev || m->inode != status->st_ino ||
+    while (m && (m->is_private || m->device != status->st_dev || m->inode != status->st_ino ||
                  m->read_only != read_only))
         m = m->next;
     return m;
@@ -133,6 +135,77 @@ static enum uf_attach map(int fd, const struct stat *status, bool read_only,
     mappings = mapping;
     *mapped = mapping;
     return UF_ATTACHED;
+}
+
+/* At `address`, or anywhere if that is NULL. Not shared: what a child writes into its copy of a
+ * page, or the parent after the fork, the other one never sees. */
+static void *private_memory(void *address, size_t bytes)
+{
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (address ? MAP_FIXED : 0);
+    return mmap(address, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+}
+
+static bool fill_private(void *base, const struct uf_limits *limits)
+{
+    uint8_t hash_key[16];
+    if (getrandom(hash_key, sizeof hash_key, 0) != sizeof hash_key)
+        return false;
+    uf_table_create(base, limits, hash_key);
+    return true;
+}
+
+enum uf_attach uf_mapping_make_private(const struct uf_limits *limits, struct uf_mapping **made)
+{
+    size_t bytes = uf_segment_bytes(limits);
+    pthread_once(&once, set_up);
+    if (bytes == 0)
+        return UF_BAD_GEOMETRY;
+    void *base = private_memory(NULL, bytes);
+    if (base == MAP_FAILED)
+        return UF_NO_MEMORY;
+    struct uf_mapping *mapping = calloc(1, sizeof *mapping);
+    if (!mapping || !fill_private(base, limits) ||
+        uf_table_attach(&mapping->table, base, bytes) != UF_ATTACHED) {
+        free(mapping);
+        munmap(base, bytes);
+        return UF_NO_MEMORY;
+    }
+    mapping->limits = *limits;
+    mapping->fork_count = uf_fork_count();
+    mapping->is_private = true;
+    mapping->opens = 1;
+    pthread_mutex_lock(&mappings_lock);
+    mapping->next = mappings;
+    mappings = mapping;
+    pthread_mutex_unlock(&mappings_lock);
+    *made = mapping;
+    return UF_ATTACHED;
+}
+
+/* Puts an empty table in the place of the parent's, at the same address. Under mappings_lock. The
+ * child's followers of the parent's flights are none of its own (uf_fork_count), and objects that
+ * were kept for them stay where they are, as all else that a fork copies and nobody uses. */
+static bool renew_private(struct uf_mapping *mapping)
+{
+    struct uf_table *table = &mapping->table;
+    struct uf_local *local = table->local;
+    if (private_memory(table->base, table->bytes) == MAP_FAILED ||
+        !fill_private(table->base, &mapping->limits))
+        return false;
+    memset(local, 0, uf_slot_count(table) * sizeof *local);
+    memcpy(table->hash_key, table->header->hash_key, sizeof table->hash_key);
+    mapping->fork_count = uf_fork_count();
+    return true;
+}
+
+struct uf_table *uf_mapping_table(struct uf_mapping *mapping)
+{
+    if (!mapping->is_private || mapping->fork_count == uf_fork_count())
+        return &mapping->table;
+    pthread_mutex_lock(&mappings_lock);
+    bool fresh = mapping->fork_count == uf_fork_count() || renew_private(mapping);
+    pthread_mutex_unlock(&mappings_lock);
+    return fresh ? &mapping->table : NULL;
 }
 
 enum uf_attach uf_mapping_open(int fd, bool read_only, struct uf_mapping **opened)

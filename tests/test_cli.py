@@ -364,10 +364,14 @@ def test_a_directory_in_the_place_of_a_table_is_refused_in_one_line(name):
 
 
 def test_partitions_are_tables_of_their_own(name):
-    place(name, content=b"", partition="@node1")
-    place(name, content=b"", partition="@node0")
-    assert [table["partition"] for table in read_json(name)["tables"]] == ["node0", "node1"]
-    assert f"{name}@node1" in run("inspect").stdout
+    place(name, content=b"", partition="@PerNuma@1")
+    place(name, content=b"", partition="@PerNuma@0")
+    tables = read_json(name)["tables"]
+    assert [(table["scope"], table["partition"]) for table in tables] == [
+        ("PerNuma", "0"),
+        ("PerNuma", "1"),
+    ]
+    assert f"{name}@PerNuma@1" in run("inspect").stdout
 
 
 def test_extra_segments_are_counted(merger, name):

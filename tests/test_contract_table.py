@@ -140,6 +140,7 @@ def test_each_counter_counts_what_it_says(merger, hands, leading, followed):
         "too_large",
         "not_decodable",
         "timeout",
+        "unavailable",
     ]
     empty = merger.stats()
     assert empty == Stats(0, 0, dict.fromkeys(reasons, 0), 0, 0, 0, 0, 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import pickle
 import time
 from fractions import Fraction
@@ -19,7 +18,6 @@ from uniflight_mp import (
     PerHost,
     RawCodec,
     Role,
-    Scope,
 )
 
 
@@ -181,31 +179,6 @@ def test_the_longest_name_works_with_all_that_belongs_to_it(table_names):
         assert merger.execute("key", give, 1) == 1
 
 
-class PerTenant:
-    def __init__(self, partition):
-        self._partition = partition
-
-    def partition(self):
-        return self._partition
-
-
-def test_a_scope_of_ones_own_divides_callers(table_name, leading):
-    one, two = (Merger(table_name, scope=PerTenant(p)) for p in ("one", "two"))
-    assert isinstance(one.scope, Scope)
-    leading(one, "key")
-    leading(Merger(table_name), "key")
-    assert two.flight("key", give, 2).role is Role.LEADER
-    assert len(one.flights()) == 1
-
-
-@pytest.mark.parametrize("partition", ["a/b", "../b", "a~lock", "x" * 200, "\0", 5, None])
-def test_a_partition_that_cannot_be_part_of_a_name_is_an_error_that_says_so(table_name, partition):
-    before = set(os.listdir("/dev/shm"))
-    with pytest.raises((ValueError, TypeError), match="partition"):
-        Merger(table_name, scope=PerTenant(partition))
-    assert {name for name in set(os.listdir("/dev/shm")) - before if table_name in name} == set()
-
-
 # ---- pickling ---------------------------------------------------------------------------
 
 
@@ -333,7 +306,8 @@ def test_a_function_may_close_its_merger(table_name):
 
 def test_everything_public_can_be_imported_from_the_package():
     names = (
-        "Merger PerHost Role Outcome FlightInfo Stats Limits MsgpackCodec RawCodec Scope "
+        "Merger AsyncMerger PerHost PerNuma PerProcess PerCore Scope Role Outcome "
+        "FlightInfo Stats Limits MsgpackCodec RawCodec "
         "UniflightError LeaderPanicked LeaderDied FlightTimeout ResultNotShareable "
         "TableUnavailable TableMismatch TableCorrupt"
     )

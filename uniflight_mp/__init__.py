@@ -18,7 +18,7 @@ from .errors import (
 from .limits import Limits
 from .merger import Merger
 from .outcome import Outcome, Role
-from .scopes import PerHost, Scope
+from .scopes import PerCore, PerHost, PerNuma, PerProcess, Scope
 from .stats import FlightInfo, Stats
 
 if TYPE_CHECKING:
@@ -35,7 +35,10 @@ __all__ = [
     "Merger",
     "MsgpackCodec",
     "Outcome",
+    "PerCore",
     "PerHost",
+    "PerNuma",
+    "PerProcess",
     "RawCodec",
     "ResultNotShareable",
     "Role",

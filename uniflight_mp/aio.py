@@ -55,18 +55,19 @@ class AsyncMerger(BaseMerger):
 
         Raises what ``Merger.execute`` raises, and TypeError if ``func`` returns no awaitable.
         """
-        desk = self._desk()
-        flight, step = desk.enter(self, key)
+        here = self if self._views is None else self._here()
+        desk = here._desk()
+        flight, step = desk.enter(here, key)
         # The ways of almost every call, spelled out: they are to cost no more than they must.
         if isinstance(step, Lead):
             try:
                 value = await awaitable(func(*args, **kwargs), func)
             except BaseException as error:
-                desk.fail(flight, self, step, error)
+                desk.fail(flight, here, step, error)
                 raise
-            desk.finish(flight, self, step, value)
+            desk.finish(flight, here, step, value)
             return value
-        if not isinstance(step, Solo) and self._options.timeout_ns is None:
+        if not isinstance(step, Solo) and here._options.timeout_ns is None:
             try:
                 result = await step
             except BaseException:
@@ -75,15 +76,16 @@ class AsyncMerger(BaseMerger):
             if isinstance(result, Landed) and result.has_value():
                 return result.value  # type: ignore[return-value]
             step = result
-        return (await resume(self, desk, key, flight, step, func, args, kwargs)).value
+        return (await resume(here, desk, key, flight, step, func, args, kwargs)).value
 
     async def flight(
         self, key: object, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> Outcome[T]:
         """Do as ``execute``, and tell how the value was come by. Raises what it raises."""
-        desk = self._desk()
-        flight, step = desk.enter(self, key)
-        return await resume(self, desk, key, flight, step, func, args, kwargs)
+        here = self if self._views is None else self._here()
+        desk = here._desk()
+        flight, step = desk.enter(here, key)
+        return await resume(here, desk, key, flight, step, func, args, kwargs)
 
     def coalesce(
         self, key: str | Callable[..., object] | None = None

@@ -13,8 +13,9 @@ it sleeps until the flight has news:
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from .codec import Codec, MsgpackCodec, ResultTooLarge, check_codec
 from .core import Follow, Lead, Table, shm
@@ -22,6 +23,8 @@ from .errors import (
     FlightTimeout,
     LeaderDied,
     ResultNotShareable,
+    TableCorrupt,
+    TableMismatch,
     TableUnavailable,
     show,
     type_name,
@@ -32,8 +35,8 @@ from .limits import Limits
 from .options import UNSET, Options, Unset
 from .outcome import Outcome, Role
 from .results import Extra, read_extra, write_extra
-from .scopes import PerHost, Scope
-from .segment import Segment
+from .scopes import PerCore, PerHost, PerNuma, PerProcess, Scope, check_scope, is_divided
+from .segment import CARE_LOCK_SECONDS, PrivateSegment, Segment, open_segment, partitions
 from .shmfile import check_name
 from .stats import FlightInfo, Stats, read_flights, read_stats
 
@@ -53,6 +56,7 @@ _ADVICE = {
 }
 
 
+_RETRY_NS = 100_000_000  # before a partition whose table cannot be opened is tried again
 _TABLE_DECIDES = 1 << 40  # bytes; the limit that holds is the table's result_bytes
 
 
@@ -79,6 +83,19 @@ class Landed(NamedTuple):
         return self.failure is None and self.solo is None and not self.died
 
 
+# What __init__ sets, in that order, and a view has as well.
+_ATTRIBUTES = (
+    "_name",
+    "_scope",
+    "_options",
+    "_limits",
+    "_codec",
+    "_segment",
+    "_views",
+    "_retry_ns",
+)
+
+
 class _ClosedSegment:
     """Stands where the segment was; any use of it says so."""
 
@@ -87,6 +104,23 @@ class _ClosedSegment:
     @property
     def table(self) -> Any:
         raise RuntimeError("this Merger is closed: make a new one with the same name")
+
+    def care(self) -> bool:
+        return False
+
+
+class _NoSegment:
+    """Stands where the segment of a partition would be that cannot be opened at the moment."""
+
+    segment = ""
+
+    def __init__(self, home: Table) -> None:
+        self._home = home
+        self.table: Any = self
+
+    def begin(self, *_: object) -> Solo:
+        self._home.count_solo(shm.SOLO_REASONS.index("unavailable"))
+        return Solo("unavailable")
 
     def care(self) -> bool:
         return False
@@ -109,19 +143,23 @@ class BaseMerger:
         limits: Limits | None = None,
     ) -> None:
         self._name = check_name(name)
-        self._scope = PerHost() if scope is None else scope
-        if isinstance(scope, (str, bytes, type)) or not isinstance(self._scope, Scope):
-            raise TypeError(
-                f"scope must have a partition() method, as PerHost() has; {show(scope)} is no scope"
-            )
+        self._scope = self._default_scope if scope is None else check_scope(scope)
         self._options = Options(timeout, on_timeout, lease, max_takeovers, strict)
         self._limits = Limits() if limits is None else limits
         if not isinstance(self._limits, Limits):
             raise TypeError(f"limits must be Limits(...), not {type(limits).__name__}")
         self._codec: Codec = MsgpackCodec(max_bytes=_TABLE_DECIDES) if codec is None else codec
         check_codec(self._codec)
-        self._segment: Segment | _ClosedSegment = Segment.open(name, self._scope, self._limits)
+        # The table of the caller's partition, which makes this an error at once if it is one.
+        self._segment: Segment | PrivateSegment | _ClosedSegment | _NoSegment = open_segment(
+            name, self._scope, self._scope.partition(), self._limits
+        )
+        self._views = {} if is_divided(self._scope) else None
+        self._retry_ns = {}
 
+    _default_scope: ClassVar[Scope] = PerHost()
+    _views: dict[str, Any] | None  # by partition: Mergers like this one, on its table
+    _retry_ns: dict[str, int]  # by partition, if its table could not be opened: when to try again
     _executor: tuple[int, Executor] | None = None  # of Merger.submit, and its process
 
     # ---- for users ----------------------------------------------------------------------
@@ -130,6 +168,21 @@ class BaseMerger:
     def per_host(cls: type[Self], name: str, **options: Any) -> Self:
         """Return a Merger whose table is shared by all processes of the host: the default."""
         return cls(name, scope=PerHost(), **options)
+
+    @classmethod
+    def per_numa(cls: type[Self], name: str, **options: Any) -> Self:
+        """Return a Merger with a shared table for each NUMA node; see ``PerNuma``."""
+        return cls(name, scope=PerNuma(), **options)
+
+    @classmethod
+    def per_process(cls: type[Self], name: str, **options: Any) -> Self:
+        """Return a Merger whose table no other process shares; see ``PerProcess``."""
+        return cls(name, scope=PerProcess(), **options)
+
+    @classmethod
+    def per_core(cls: type[Self], name: str, **options: Any) -> Self:
+        """Return a Merger with a table for each CPU, in this process; see ``PerCore``."""
+        return cls(name, scope=PerCore(), **options)
 
     def with_options(
         self: Self,
@@ -147,35 +200,36 @@ class BaseMerger:
             ValueError, TypeError: an option is out of range or of the wrong type.
         """
         changes = {"timeout": timeout, "on_timeout": on_timeout, "lease": lease, "strict": strict}
-        view = object.__new__(type(self))
-        view.__dict__.update(self.__dict__, _executor=None)
-        view._options = self._options.updated(changes)
-        return view
+        return self._view(
+            _options=self._options.updated(changes), _views=None if self._views is None else {}
+        )
 
     def forget(self, key: object) -> bool:
         """Let the next call of ``key`` start a fresh flight; those who joined keep theirs.
 
-        Returns whether there was a flight. Also False if the table could not be asked (its
-        lock is held by a stopped process): the next call runs alone then, and is fresh as well.
+        Returns whether there was a flight, in any partition of the scope. Also False if a table
+        could not be asked (its lock is held by a stopped process): the next call runs alone
+        then, and is fresh as well.
 
         Raises:
             TypeError: ``key`` cannot be a key.
             RuntimeError: this Merger is closed.
         """
-        return self._segment.table.forget(key) is True
+        return True in [table.forget(key) for table in self._tables()]
 
     def flights(self) -> list[FlightInfo]:
-        """List the flights of the whole table, the oldest first; those of the dead are swept.
+        """List the flights of all the scope's tables, the oldest first; the dead's are swept.
 
         A picture of a moving thing: each entry was true at some moment during the call.
         """
-        table = self._segment.table
-        table.reap()
-        return read_flights(table)
+        tables = self._tables()
+        for table in tables:
+            table.reap()
+        return read_flights(*tables)
 
     def stats(self) -> Stats:
-        """Return the counters of the whole table since its creation."""
-        return read_stats(self._segment.table)
+        """Return the counters of all the scope's tables since their creation, added up."""
+        return read_stats(*self._tables())
 
     def close(self) -> None:
         """Let go of the table; it stays for others, and calls under way finish. Idempotent.
@@ -183,6 +237,7 @@ class BaseMerger:
         Any other use afterwards raises RuntimeError.
         """
         self._segment = _ClosedSegment()
+        self._views = None if self._views is None else {}
 
     @property
     def name(self) -> str:
@@ -212,15 +267,61 @@ class BaseMerger:
         }
         return _reopen, (type(self), self._name, arguments)
 
+    # ---- partitions ---------------------------------------------------------------------
+
+    def _view(self: Self, **changes: Any) -> Self:
+        view = object.__new__(type(self))
+        # One by one, as __init__ does: attributes are found faster in an object whose __dict__
+        # was never asked for.
+        for name in _ATTRIBUTES:
+            setattr(view, name, changes[name] if name in changes else getattr(self, name))
+        return view
+
+    def _here(self: Self) -> Self:
+        """Return the Merger on the table of the caller's partition; only if there are several."""
+        partition = self._scope.partition()
+        view: Self | None = (self._views or {}).get(partition)
+        return self._open_here(partition) if view is None else view
+
+    def _open_here(self: Self, partition: str) -> Self:
+        views, home = self._views, self._segment.table  # if this Merger is closed, it says so
+        now_ns = time.monotonic_ns()
+        if now_ns >= self._retry_ns.get(partition, 0) or self._options.strict:
+            try:
+                segment = open_segment(
+                    self._name, self._scope, partition, self._limits, CARE_LOCK_SECONDS
+                )
+            except (TableUnavailable, TableMismatch, TableCorrupt, OSError, MemoryError) as error:
+                if self._options.strict:
+                    raise
+                self._retry_ns[partition] = now_ns + _RETRY_NS
+                text = f"calls in partition {partition!r} run alone: {error}"
+                _warn_once(text, self._name, partition)
+            else:
+                view = self._view(_segment=segment, _views=None)
+                return view if views is None else views.setdefault(partition, view)
+        return self._view(_segment=_NoSegment(home), _views=None)
+
+    def _tables(self) -> list[Table]:
+        """Return the tables of all partitions that have one."""
+        home = self._segment.table
+        if self._views is None:
+            return [home]
+        # Not only those that this Merger has met: other processes may be in others.
+        return [
+            open_segment(self._name, self._scope, partition, self._limits).table
+            for partition in partitions(self._name, self._scope)
+        ]
+
     # ---- steps of a call ----------------------------------------------------------------
 
-    def _begin(self, key: object, *doorbell: bytes) -> Lead | Follow | int | None:
+    def _begin(self, key: object, *doorbell: bytes) -> Lead | Follow | Solo | int | None:
         """Ask the table once: mostly a Lead or a Follow, else a case for ``_enter``."""
         options = self._options
         return self._segment.table.begin(key, options.lease_ns, options.max_takeovers, *doorbell)
 
     def _enter(
-        self, key: object, step: Lead | Follow | int | None, *doorbell: bytes
+        self, key: object, step: Lead | Follow | Solo | int | None, *doorbell: bytes
     ) -> Lead | Follow | Solo:
         """Make of the answer of ``_begin`` what the call is to do: lead, follow or run alone.
 
@@ -236,7 +337,7 @@ class BaseMerger:
             step = self._begin(key, *doorbell)
             if step == shm.DAMAGED and self._segment.care():
                 step = self._begin(key, *doorbell)
-        if isinstance(step, (Lead, Follow)):
+        if isinstance(step, (Lead, Follow, Solo)):
             return step
         if step == shm.SELF_JOIN:
             raise RuntimeError(
@@ -273,7 +374,7 @@ class BaseMerger:
             lead.publish(kind, self._encode_failure(error), value)
             if strict:
                 raise
-            _warn_once(self._name, error)
+            _warn_of(self._name, error)
 
     def _encode(self, value: object, most: int) -> memoryview:
         try:
@@ -295,7 +396,9 @@ class BaseMerger:
         try:
             if len(payload) > lead.result_bytes:
                 raise OSError(f"the table's limit, result_bytes, is {lead.result_bytes:,}")
-            if len(payload) > lead.inline_bytes:
+            if lead.table.path is None:
+                lead.finish(value)  # nobody but threads of this process can follow
+            elif len(payload) > lead.inline_bytes:
                 self._publish_extra(lead, value, payload)
             else:
                 lead.publish(shm.PAYLOAD_VALUE, payload, value)
@@ -381,7 +484,7 @@ class BaseMerger:
         )
         problem.__cause__ = error
         if not self._options.strict:
-            _warn_once(self._name, problem)
+            _warn_of(self._name, problem)
         return problem
 
     def _deliver(
@@ -441,16 +544,21 @@ def _reason(status: int | None) -> str:
     return reasons.get(status, "damaged") if status is not None else "damaged"
 
 
-_warned: set[tuple[str, str, str]] = set()
+_warned: set[tuple[str, ...]] = set()
 
 
-def _warn_once(table: str, problem: ResultNotShareable) -> None:
-    """Say once per table, type and path that followers run the function themselves."""
-    about = (table, problem.type_name, problem.path)
+def _warn_once(text: str, *about: str) -> None:
+    """Say it, unless it has been said about these."""
     if about in _warned or len(_warned) >= 1000:
         return
     _warned.add(about)
-    warn(f"table {table!r}: followers run the function themselves. {problem}")
+    warn(text)
+
+
+def _warn_of(table: str, problem: ResultNotShareable) -> None:
+    """Say once per table, type and path that followers run the function themselves."""
+    text = f"table {table!r}: followers run the function themselves. {problem}"
+    _warn_once(text, table, problem.type_name, problem.path)
 
 
 def _reopen(cls: Callable[..., Self], name: str, arguments: dict[str, Any]) -> Self:

@@ -140,7 +140,7 @@ class Desk:
             key, options.lease_ns, options.max_takeovers, self._doorbell
         )
         if step.__class__ is not Lead:
-            step = merger._enter(key, step, self._doorbell)  # type: ignore[arg-type]
+            step = merger._enter(key, step, self._doorbell)
             if isinstance(step, Solo):
                 return LocalFlight(name, table, None, None), step
             if isinstance(step, Follow):

@@ -89,16 +89,17 @@ class Merger(BaseMerger):
             RuntimeError: this thread already leads the same flight, or the Merger is closed.
             ResultNotShareable, TableUnavailable: only with ``strict``.
         """
+        here = self if self._views is None else self._here()
         if _GEVENT in _modules and _is_patched():
-            return self._cooperate(key, func, args, kwargs).value
+            return here._cooperate(key, func, args, kwargs).value
         # The way of almost every call, spelled out: it is to cost no more than it must.
-        options = self._options
-        step = self._segment.table.begin(key, options.lease_ns, options.max_takeovers)
+        options = here._options
+        step = here._segment.table.begin(key, options.lease_ns, options.max_takeovers)
         # Deallocation gives a flight back too, but who keeps the exception keeps this frame.
         try:
             if step.__class__ is Lead:
-                return self._lead(step, func, args, kwargs)
-            return self._resume(key, step, func, args, kwargs).value
+                return here._lead(step, func, args, kwargs)
+            return here._resume(key, step, func, args, kwargs).value
         except BaseException:
             give_back(step)
             raise
@@ -107,11 +108,12 @@ class Merger(BaseMerger):
         self, key: object, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
     ) -> Outcome[T]:
         """Do as ``execute``, and tell how the value was come by. Raises what it raises."""
+        here = self if self._views is None else self._here()
         if _GEVENT in _modules and _is_patched():
-            return self._cooperate(key, func, args, kwargs)
-        step = self._begin(key)
+            return here._cooperate(key, func, args, kwargs)
+        step = here._begin(key)
         try:
-            return self._resume(key, step, func, args, kwargs)
+            return here._resume(key, step, func, args, kwargs)
         except BaseException:
             give_back(step)
             raise
@@ -221,7 +223,7 @@ class Merger(BaseMerger):
     def _resume(
         self,
         key: object,
-        begun: Lead | Follow | int | None,
+        begun: Lead | Follow | Solo | int | None,
         func: Callable[..., T],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],

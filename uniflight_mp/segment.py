@@ -1,9 +1,9 @@
 """A table's life: made, attached, replaced, removed.
 
-A table is one POSIX shared-memory segment. Everything that makes or removes one happens under one
-file lock per table, so that processes cannot make two, and a lock dies with its holder. A segment
-gets its name by a rename, when it is complete: whoever dies on the way leaves a draft that the
-next one throws away.
+A shared table is one POSIX shared-memory segment. Everything that makes or removes one happens
+under one file lock per table, so that processes cannot make two, and a lock dies with its holder.
+A segment gets its name by a rename, when it is complete: whoever dies on the way leaves a draft
+that the next one throws away. A private table has no file, and nothing of all this.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import errno
 import os
 import threading
 import weakref
+from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, Final, NamedTuple
 
 from .core import Table, is_built, shm
@@ -19,21 +21,33 @@ from .errors import TableCorrupt, TableMismatch, TableUnavailable, warn
 from .keys import encode_key
 from .limits import Limits
 from .results import extra_segments, reap_results
-from .scopes import Scope
+from .scopes import PerNuma, Scope, scope_name
 from .shmfile import (
     LOCK_SECONDS,
     SHM_DIR,
+    find_segments,
     locked,
     open_file,
+    partition_suffix,
     path_of,
     refusal,
     segment_name,
     unlink,
 )
 
-__all__ = ["Reaped", "Segment", "attach_read_only", "destroy", "reap"]
+__all__ = [
+    "CARE_LOCK_SECONDS",
+    "PrivateSegment",
+    "Reaped",
+    "Segment",
+    "attach_read_only",
+    "destroy",
+    "open_segment",
+    "partitions",
+    "reap",
+]
 
-_CARE_LOCK_SECONDS: Final = 0.2  # inside somebody's call, which must not hang for our sake
+CARE_LOCK_SECONDS: Final = 0.2  # inside somebody's call, which must not hang for our sake
 
 
 def _attach(fd: int, segment: str, name: str, read_only: bool) -> Table:
@@ -59,10 +73,12 @@ def _no_room(name: str, size: int, error: OSError) -> TableUnavailable:
     )
 
 
-def _create(segment: str, name: str, limits: Limits) -> int:
-    """Make a complete table and give it its name; under the table's lock."""
-    import posix_ipc
+def _numbers(limits: Limits) -> tuple[int, int, int, int, int]:
+    """Return what the core wants to know.
 
+    Raises:
+        ValueError: each limit is in range, but no table can be made with all of them.
+    """
     numbers = (
         limits.flights,
         limits.waiters,
@@ -70,9 +86,20 @@ def _create(segment: str, name: str, limits: Limits) -> int:
         limits.rounded().inline_bytes,
         limits.result_bytes,
     )
-    size = shm.segment_bytes(*numbers)
-    if size == 0:
+    if shm.segment_bytes(*numbers) == 0:
         raise ValueError(f"no table can be made with {limits}: too large in all")
+    return numbers
+
+
+Bind = Callable[[int, int], None]  # a descriptor, and the size that its file will have
+
+
+def _create(segment: str, name: str, limits: Limits, bind: Bind | None) -> int:
+    """Make a complete table and give it its name; under the table's lock."""
+    import posix_ipc
+
+    numbers = _numbers(limits)
+    size = shm.segment_bytes(*numbers)
     draft = segment + "~draft"
     try:
         unlink(draft)  # of a creator that died
@@ -81,6 +108,9 @@ def _create(segment: str, name: str, limits: Limits) -> int:
     fd: int = posix_ipc.SharedMemory("/" + draft, posix_ipc.O_CREX, mode=0o600).fd
     try:
         os.fchmod(fd, 0o600)  # whatever the umask took away
+        if bind is not None:
+            os.ftruncate(fd, size)
+            bind(fd, size)
         os.posix_fallocate(fd, 0, size)  # a page that cannot be had later would be a SIGBUS
         shm.create(fd, numbers, os.urandom(16))
         os.rename(path_of(draft), path_of(segment))
@@ -93,20 +123,22 @@ def _create(segment: str, name: str, limits: Limits) -> int:
     return fd
 
 
-def _open_table(segment: str, name: str, limits: Limits, seconds: float = LOCK_SECONDS) -> Table:
+def _open_table(
+    segment: str, name: str, limits: Limits, bind: Bind | None, seconds: float
+) -> Table:
     """Attach to the table, made now if there is none or if it was given up as damaged."""
     with locked(segment, name, seconds):
         fd = open_file(segment, name)
         created = fd is None
         if fd is None:
-            fd = _create(segment, name, limits)
+            fd = _create(segment, name, limits, bind)
         try:
             table = _attach(fd, segment, name, read_only=False)
         finally:
             os.close(fd)
         if table.damaged:
             unlink(segment)
-            fd, created = _create(segment, name, limits), True
+            fd, created = _create(segment, name, limits, bind), True
             try:
                 table = _attach(fd, segment, name, read_only=False)
             finally:
@@ -131,12 +163,15 @@ def _warn_of_other_limits(table: Table, name: str, limits: Limits) -> None:
         )
     except ValueError as error:
         raise TableCorrupt(name, f"{table.path} says that it was made with {error}") from error
-    if have != limits.rounded():
-        warn(
-            f"table {name!r} exists with {have}, not with {limits}: the limits of the process "
-            "that created it hold. To change them, stop its users and run "
-            f"'uniflight-mp destroy {name}'"
-        )
+    if have == limits.rounded():
+        return
+    remedy = f"stop its users and run 'uniflight-mp destroy {name}'"
+    if table.path is None:
+        remedy = "close all Mergers of that name first"
+    warn(
+        f"table {name!r} exists with {have}, not with {limits}: the limits of the one that "
+        f"created it hold. To change them, {remedy}"
+    )
 
 
 class Segment:
@@ -149,35 +184,37 @@ class Segment:
     _opened: ClassVar[weakref.WeakValueDictionary[str, Segment]] = weakref.WeakValueDictionary()
     _lock = threading.RLock()  # a signal handler may open a table while its thread does
 
-    def __init__(self, segment: str, name: str, limits: Limits) -> None:
+    def __init__(
+        self, segment: str, name: str, limits: Limits, bind: Bind | None, seconds: float
+    ) -> None:
         self.segment = segment
         self.name = name
         self.limits = limits
-        self.table = _open_table(segment, name, limits)
+        self.bind = bind
+        self.table = _open_table(segment, name, limits, bind, seconds)
 
     @classmethod
-    def open(cls, name: str, scope: Scope, limits: Limits) -> Segment:
-        """Open the caller's table, or create it.
+    def open(
+        cls, name: str, scope: Scope, partition: str, limits: Limits, seconds: float = LOCK_SECONDS
+    ) -> Segment:
+        """Open the partition's table, or create it; wait so long for others who do.
 
         Raises:
-            TableUnavailable: unsupported platform, no room in ``/dev/shm``, or a file in the way
-                that belongs to somebody else or is no plain file of mode 0600.
+            TableUnavailable: no room in ``/dev/shm``, or a file in the way that belongs to
+                somebody else or is no plain file of mode 0600.
             TableMismatch: a segment of that name was made by an incompatible build.
             TableCorrupt: a segment of that name is no table.
+            TypeError, ValueError: ``partition`` cannot be part of a name.
             OSError: no file descriptor or no memory is to be had.
         """
-        if not is_built():
-            raise TableUnavailable(
-                "unsupported",
-                "shared tables need Linux with glibc, and the compiled core, which is missing "
-                "in this installation: install a C compiler and reinstall uniflight-mp there",
-                name,
-            )
-        segment = segment_name(name, scope.partition())
+        segment = segment_name(name, scope_name(scope), partition)
+        bind: Bind | None = None
+        if isinstance(scope, PerNuma):
+            bind = partial(scope.bind, partition=partition)
         with cls._lock:
             opened = cls._opened.get(segment)
             if opened is None:
-                opened = cls._opened[segment] = cls(segment, name, limits)
+                opened = cls._opened[segment] = cls(segment, name, limits, bind, seconds)
             else:
                 _warn_of_other_limits(opened.table, name, limits)
         return opened
@@ -200,10 +237,12 @@ class Segment:
 
     def _replace_or_clean(self) -> bool:
         if self._is_replaced() or self.table.damaged:
-            self.table = _open_table(self.segment, self.name, self.limits, _CARE_LOCK_SECONDS)
+            self.table = _open_table(
+                self.segment, self.name, self.limits, self.bind, CARE_LOCK_SECONDS
+            )
             return True
         if self.table.take_leaked():
-            with locked(self.segment, self.name, _CARE_LOCK_SECONDS):
+            with locked(self.segment, self.name, CARE_LOCK_SECONDS):
                 reap_results(self.table, self.segment)
         return False
 
@@ -213,6 +252,84 @@ class Segment:
         except OSError:
             return True
         return (status.st_dev, status.st_ino) != self.table.identity
+
+
+class PrivateSegment:
+    """A table in memory of this process alone, in the place of a ``Segment``.
+
+    The same core, without a file: nobody else can find it. A forked child has an empty one.
+    """
+
+    segment = ""
+    _opened: ClassVar[weakref.WeakValueDictionary[str, PrivateSegment]] = (
+        weakref.WeakValueDictionary()
+    )
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.table = shm.make_private(_numbers(limits), encode_key)
+
+    @classmethod
+    def open(cls, name: str, scope: Scope, partition: str, limits: Limits) -> PrivateSegment:
+        """Return the process's table of that partition, made now if there is none.
+
+        Raises:
+            TypeError, ValueError: ``partition`` cannot be part of a name.
+            MemoryError: there is no memory.
+        """
+        what = name + partition_suffix(scope_name(scope), partition)
+        with Segment._lock:
+            opened = cls._opened.get(what)
+            if opened is None:
+                opened = cls._opened[what] = cls(limits)
+            else:
+                _warn_of_other_limits(opened.table, name, limits)
+        return opened
+
+    def care(self) -> bool:
+        """Replace the table if something has damaged it; return whether it was."""
+        if not self.table.damaged:
+            return False
+        self.table = shm.make_private(_numbers(self.limits), encode_key)
+        return True
+
+
+def open_segment(
+    name: str, scope: Scope, partition: str, limits: Limits, seconds: float = LOCK_SECONDS
+) -> Segment | PrivateSegment:
+    """Open a partition's table, shared or private, or make it.
+
+    Raises:
+        TableUnavailable: the platform is not supported.
+        Exception: what ``Segment.open`` and ``PrivateSegment.open`` raise.
+    """
+    if not is_built():
+        raise TableUnavailable(
+            "unsupported",
+            "tables need Linux with glibc, and the compiled core, which is missing "
+            "in this installation: install a C compiler and reinstall uniflight-mp there",
+            name,
+        )
+    if scope.shared:
+        return Segment.open(name, scope, partition, limits, seconds)
+    return PrivateSegment.open(name, scope, partition, limits)
+
+
+def partitions(name: str, scope: Scope) -> list[str]:
+    """List the partitions of a scope that have a table: on the host, or in this process."""
+    if not scope.shared:
+        prefix = name + partition_suffix(scope_name(scope), "")
+        return [
+            what.removeprefix(prefix)
+            for what in list(PrivateSegment._opened)
+            if what.startswith(prefix)
+        ]
+    prefix = segment_name(name, scope_name(scope), "")
+    return [
+        found.partition
+        for found in find_segments(name)
+        if found.segment == prefix + found.partition
+    ]
 
 
 def _forget_lock_after_fork() -> None:

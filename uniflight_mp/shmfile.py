@@ -26,6 +26,7 @@ __all__ = [
     "find_segments",
     "locked",
     "open_file",
+    "partition_suffix",
     "path_of",
     "segment_name",
     "unlink",
@@ -34,6 +35,7 @@ __all__ = [
 SHM_DIR: Final = "/dev/shm"
 PREFIX: Final = "uniflight"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SCOPE = re.compile(r"[A-Za-z0-9_]{1,24}")
 LOCK_SECONDS: Final = 10.0  # creating a table takes milliseconds; a holder may be stopped
 
 
@@ -54,16 +56,33 @@ def check_name(name: object) -> str:
     return name
 
 
-def segment_name(name: str, partition: str = "") -> str:
-    """Build the segment's name: user, layout and ABI, PID namespace, table, partition.
+def segment_name(name: str, scope: str = "", partition: str = "") -> str:
+    """Build the segment's name: user, layout and ABI, PID namespace, table, scope, partition.
 
     Processes that could not understand each other get different names. PIDs mean nothing, and
     robust mutexes prove nothing, across PID namespaces: containers that share ``/dev/shm`` have
-    a table each.
+    a table each. ``scope`` is ``""`` for PerHost.
 
     Raises:
-        TypeError, ValueError: ``partition`` cannot be part of a name.
+        TypeError, ValueError: ``scope`` or ``partition`` cannot be part of a name.
         TableUnavailable: ``/proc`` is not mounted, so the PID namespace is unknown.
+    """
+    suffix = partition_suffix(scope, partition)
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError as error:
+        raise TableUnavailable(
+            "unsupported", f"/proc/self/ns/pid cannot be read ({error}); mount /proc", name
+        ) from error
+    parts = [PREFIX, str(os.geteuid()), f"{shm.format():08x}", f"{namespace:x}", name]
+    return "-".join(parts) + suffix
+
+
+def partition_suffix(scope: str, partition: str) -> str:
+    """Return what tells a partition's table from others of the same name.
+
+    Raises:
+        TypeError, ValueError: ``scope`` or ``partition`` cannot be part of a name.
     """
     if not isinstance(partition, str):
         raise TypeError(f"a scope's partition() must return a str, not {partition!r:.80}")
@@ -72,14 +91,12 @@ def segment_name(name: str, partition: str = "") -> str:
             "a scope's partition() must return at most 64 characters out of A-Z, a-z, 0-9, '.', "
             f"'_' and '-', not {partition[:80]!r}"
         )
-    try:
-        namespace = os.stat("/proc/self/ns/pid").st_ino
-    except OSError as error:
-        raise TableUnavailable(
-            "unsupported", f"/proc/self/ns/pid cannot be read ({error}); mount /proc", name
-        ) from error
-    parts = [PREFIX, str(os.geteuid()), f"{shm.format():08x}", f"{namespace:x}", name]
-    return "-".join(parts) + (f"@{partition}" if partition else "")
+    if scope and not _SCOPE.fullmatch(scope):
+        raise ValueError(
+            "the name of a scope's class is part of its tables' names, and must be at most 24 "
+            f"characters out of A-Z, a-z, 0-9 and '_', not {scope[:80]!r}"
+        )
+    return f"@{scope}@{partition}" if scope or partition else ""
 
 
 class SegmentName(NamedTuple):
@@ -89,10 +106,13 @@ class SegmentName(NamedTuple):
     layout: int
     namespace: int
     name: str
+    scope: str
     partition: str
 
 
-_SEGMENT = re.compile(rf"{PREFIX}-(\d+)-([0-9a-f]{{8}})-([0-9a-f]+)-({_NAME.pattern})(?:@([^~]+))?")
+_SEGMENT = re.compile(
+    rf"{PREFIX}-(\d+)-([0-9a-f]{{8}})-([0-9a-f]+)-({_NAME.pattern})(?:@({_SCOPE.pattern})@([^~@]*))?"
+)
 
 
 def find_segments(name: str | None = None) -> list[SegmentName]:
@@ -102,7 +122,9 @@ def find_segments(name: str | None = None) -> list[SegmentName]:
     """
     matches = filter(None, map(_SEGMENT.fullmatch, sorted(os.listdir(SHM_DIR))))
     return [
-        SegmentName(match[0], int(match[2], 16), int(match[3], 16), match[4], match[5] or "")
+        SegmentName(
+            match[0], int(match[2], 16), int(match[3], 16), match[4], match[5] or "", match[6] or ""
+        )
         for match in matches
         if int(match[1]) == os.geteuid() and name in (None, match[4])
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from .core import Table, shm
@@ -76,9 +77,9 @@ class Stats:
     published_bytes: int
 
 
-def read_flights(table: Table) -> list[FlightInfo]:
-    """List the flights in a table, the oldest first. Takes no lock."""
-    rows = (FlightRow(*row) for row in table.flights())
+def read_flights(*tables: Table) -> list[FlightInfo]:
+    """List the flights in the tables, the oldest first. Takes no lock."""
+    rows = (FlightRow(*row) for table in tables for row in table.flights())
     flights = [
         FlightInfo(
             key=decode_key(row.key),
@@ -95,9 +96,13 @@ def read_flights(table: Table) -> list[FlightInfo]:
     return sorted(flights, key=lambda flight: -flight.age)
 
 
-def read_stats(table: Table) -> Stats:
-    """Add up the counters of a table. Takes no lock."""
-    leaders, followers, takeovers, failures, timeouts, fenced, published, solo = table.totals()
+def read_stats(*tables: Table) -> Stats:
+    """Add up the counters of the tables. Takes no lock."""
+    totals = [table.totals() for table in tables]
+    leaders, followers, takeovers, failures, timeouts, fenced, published = (
+        sum(column) for column in islice(zip(*totals, strict=True), 7)
+    )
+    solo = (sum(column) for column in zip(*(row[7] for row in totals), strict=True))
     return Stats(
         leaders=leaders,
         followers=followers,

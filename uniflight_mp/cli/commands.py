@@ -67,10 +67,10 @@ def inspect(name: str | None, as_json: bool, watch: bool) -> None:
     of a moving thing.
 
     With --json the document is {"version": 1, "time": seconds since 1970, "tables": [...]}. A
-    table has name, partition, segment, marks (damaged, foreign_pid_namespace, other_layout,
-    unreadable, gone), detail, bytes, extra_segments, extra_bytes, created (seconds since 1970),
-    creator_pid, flight_count, follower_count, process_count (living ones); null is unknown. With
-    NAME, one for each partition and PID namespace, it has also:
+    table has name, scope, partition, segment, marks (damaged, foreign_pid_namespace,
+    other_layout, unreadable, gone), detail, bytes, extra_segments, extra_bytes, created (seconds
+    since 1970), creator_pid, flight_count, follower_count, process_count (living ones); null is
+    unknown. With NAME, one for each scope, partition and PID namespace, it has also:
 
     \b
     flights    list of key, key_type, state (running, orphaned, done),
@@ -171,7 +171,7 @@ def _reap_one(found: Found) -> bool:
 @click.option("--force", is_flag=True, help="Even if living processes use it.")
 @click.option("--foreign", is_flag=True, help="Also those of other PID namespaces.")
 def destroy(name: str, yes: bool, force: bool, foreign: bool) -> None:
-    """Remove a table, in all its partitions, and all that belongs to it.
+    """Remove a table, in all its scopes and partitions, and all that belongs to it.
 
     Refused while living processes use it. With --force they finish their calls on the old table
     and go on with a new one; meanwhile a key can be run once in each. Who uses a table of

@@ -63,8 +63,8 @@ def _or_unknown(value: object) -> str:
 
 
 def title_of(table: TableReport | SegmentName) -> str:
-    name = table.name + (f"@{table.partition}" if table.partition else "")
-    return printable(name, 200)
+    scope = table.scope if table.scope != "PerHost" else ""
+    return printable(table.name + (f"@{scope}@{table.partition}" if scope else ""), 200)
 
 
 def _duration(seconds: float | None) -> str:

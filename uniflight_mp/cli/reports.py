@@ -59,6 +59,7 @@ class TableReport:
     """One table; the lists and dicts are None unless it was asked for by name."""
 
     name: str
+    scope: str
     partition: str
     segment: str
     marks: list[str]
@@ -136,6 +137,7 @@ def report_on(found: Found, details: bool) -> TableReport:
     extras = _sizes_of_extras(found.name.segment)
     report = TableReport(
         name=found.name.name,
+        scope=found.name.scope or "PerHost",
         partition=found.name.partition,
         segment=found.name.segment,
         marks=["foreign_pid_namespace"] if found.is_foreign else [],
