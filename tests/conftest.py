@@ -439,6 +439,52 @@ def merger(table_name):
         yield merger
 
 
+# ---- scopes -----------------------------------------------------------------------------
+
+_EVERY_SCOPE = ("test_contract_", "test_async")
+_SHARED, _PRIVATE = ("PerHost", "PerNuma"), ("PerProcess", "PerCore")
+
+
+def pytest_generate_tests(metafunc):
+    """Run the contract's tests under every scope; those about several processes, the shared ones.
+
+    The rest of the tests have the default.
+    """
+    if metafunc.module.__name__.startswith(_EVERY_SCOPE):
+        processes = "processes" in metafunc.fixturenames
+        shared = processes or metafunc.definition.get_closest_marker("shared")
+        scopes = _SHARED if shared else _SHARED + _PRIVATE
+        metafunc.parametrize("scope", scopes, indirect=True)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out callers in other processes where the scope is private."""
+
+    def is_possible(item):
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        private = parameters.get("scope") in _PRIVATE
+        return not (private and parameters.get("crew") in ("forked", "spawned"))
+
+    impossible = [item for item in items if not is_possible(item)]
+    config.hook.pytest_deselected(items=impossible)
+    items[:] = filter(is_possible, items)
+
+
+@pytest.fixture(autouse=True)
+def scope(request, monkeypatch):
+    """The scope that Mergers of this test have by default."""
+    import uniflight_mp
+    from uniflight_mp.base import BaseMerger
+
+    scope = getattr(uniflight_mp, getattr(request, "param", "PerHost"))()
+    cpus = os.sched_getaffinity(0)
+    monkeypatch.setattr(BaseMerger, "_default_scope", scope)
+    if type(scope) is uniflight_mp.PerCore:  # or callers would be on different ones
+        os.sched_setaffinity(0, {min(cpus)})
+    yield scope
+    os.sched_setaffinity(0, cpus)
+
+
 # ---- watchdog and leaks -----------------------------------------------------------------
 
 

@@ -49,6 +49,7 @@ def hold_every_lock(merger, ready):
     time.sleep(60)
 
 
+@pytest.mark.shared
 def test_a_lock_held_by_a_stopped_process_makes_calls_run_alone(table_name, hands, until, tmp_path):
     merger = Merger(table_name, limits=TINY)
     holder = hands.start(hold_every_lock, merger, tmp_path / "ready", where="forked")
@@ -68,6 +69,7 @@ def test_a_lock_held_by_a_stopped_process_makes_calls_run_alone(table_name, hand
     assert merger.flight("key", give, 1).role is Role.LEADER
 
 
+@pytest.mark.shared
 def test_a_lock_held_by_a_stopped_process_stops_neither_leaders_nor_followers(
     table_name, hands, leading, followed, until, tmp_path
 ):
@@ -112,6 +114,7 @@ def test_a_table_given_up_as_damaged_is_replaced_for_all(merger, processes):
     assert merger.flight("key", give, 3).role is Role.LEADER
 
 
+@pytest.mark.shared
 def test_a_follower_whose_table_is_damaged_runs_alone_and_its_leader_is_fine(
     merger, hands, leading, followed
 ):
@@ -127,6 +130,7 @@ def test_a_follower_whose_table_is_damaged_runs_alone_and_its_leader_is_fine(
     assert merger.flight("key", give, 1).role is Role.LEADER
 
 
+@pytest.mark.shared
 def test_a_value_that_fails_its_checksum_is_never_returned(merger, hands, leading, followed):
     leader = leading(merger, "key")
     call = hands.start(merger.flight, "key", give, "own", where="forked")
@@ -141,6 +145,7 @@ def test_a_value_that_fails_its_checksum_is_never_returned(merger, hands, leadin
     assert (outcome.value, outcome.role) == ("own", Role.SOLO)
 
 
+@pytest.mark.shared
 def test_a_large_value_that_fails_its_checksum_is_never_returned(merger, hands, leading, followed):
     leader = leading(merger, "key")
     call = hands.start(merger.flight, "key", give, "own", where="forked")
@@ -155,6 +160,7 @@ def test_a_large_value_that_fails_its_checksum_is_never_returned(merger, hands, 
     assert call.result().value == "own"
 
 
+@pytest.mark.shared
 def test_what_is_no_table_is_called_corrupt(table_name):
     with Merger(table_name) as merger:
         path = f"/dev/shm/{merger._segment.segment}"

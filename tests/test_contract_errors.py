@@ -110,6 +110,7 @@ def test_an_exception_that_does_not_rebuild_arrives_as_leader_panicked(
     assert error.__cause__ is None
 
 
+@pytest.mark.shared
 def test_an_exception_whose_module_the_follower_has_not_imported_is_not_imported(
     merger, hands, leading, followed, monkeypatch
 ):
@@ -247,6 +248,7 @@ def test_a_flight_is_taken_over_when_the_leaders_process_is_killed(
     assert {outcome.takeovers for outcome in outcomes} == {1}
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize("end", [exit_now, become_sleep])
 def test_a_flight_is_taken_over_when_the_leader_exits_or_becomes_another_program(
     merger, hands, followed, until, tmp_path, end
@@ -268,6 +270,7 @@ def wait_for_file(path, then):
     return then()
 
 
+@pytest.mark.shared
 def test_a_flight_is_taken_over_when_only_the_leaders_thread_is_gone(merger, hands, until):
     leader = hands.start(lead_in_a_thread_that_ends, merger, where="forked")
     until(lambda: merger.stats().leaders == 1)
@@ -276,6 +279,7 @@ def test_a_flight_is_taken_over_when_only_the_leaders_thread_is_gone(merger, han
     leader.kill()
 
 
+@pytest.mark.shared
 def test_an_unreaped_zombie_is_no_leader(merger, followed, until):
     pid = os.fork()
     if pid == 0:
@@ -292,6 +296,7 @@ def test_an_unreaped_zombie_is_no_leader(merger, followed, until):
         os.waitpid(pid, 0)
 
 
+@pytest.mark.shared
 def test_a_stopped_leader_is_not_dead(merger, hands, until, followed):
     leader = hands.start(merger.execute, "key", hang, where="forked")
     until(merger.flights)
@@ -305,6 +310,7 @@ def kill_self():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize("max_takeovers", [0, 1, 2])
 def test_no_more_than_max_takeovers_processes_are_risked(
     table_name, hands, followed, until, tmp_path, max_takeovers
@@ -328,6 +334,7 @@ def test_no_more_than_max_takeovers_processes_are_risked(
     assert merger.stats().takeovers == max_takeovers
 
 
+@pytest.mark.shared
 def test_cancelled_leaders_do_not_count_as_dead_ones(table_name, hands, leading, followed):
     merger = Merger(table_name, max_takeovers=0)
     leader = leading(merger, "key")

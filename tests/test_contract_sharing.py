@@ -83,6 +83,7 @@ def test_of_an_unshareable_result_the_leader_keeps_its_own_and_processes_run_the
     assert merger.stats().solo["not_shareable"] == 2
 
 
+@pytest.mark.shared
 def test_the_leader_warns_once_about_a_type_and_path(merger, hands, leading, followed):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -121,6 +122,7 @@ def test_strict_raises_in_the_leader_and_in_strict_followers(merger, processes, 
     assert merger.stats().failures == 0
 
 
+@pytest.mark.shared
 def test_a_strict_follower_raises_where_its_leader_was_not_strict(merger, hands, leading, followed):
     leader = leading(merger, "key")
     call = hands.start(merger.with_options(strict=True).flight, "key", never, where="forked")
@@ -140,6 +142,7 @@ def deploy(table_name, *registered, **options):
     return Merger(table_name, codec=codec, **options)
 
 
+@pytest.mark.shared
 def test_a_follower_that_does_not_know_a_class_runs_the_function_itself(
     table_name, hands, leading, followed
 ):
@@ -160,6 +163,7 @@ def test_a_follower_that_does_not_know_a_class_runs_the_function_itself(
     assert old.stats().solo["not_decodable"] == 1
 
 
+@pytest.mark.shared
 def test_a_strict_follower_that_cannot_decode_raises(table_name, hands, leading, followed):
     new, old = deploy(table_name, Price), deploy(table_name, strict=True)
     leader = leading(new, "key")
@@ -191,6 +195,7 @@ def shared(merger, hands, leading, followed, value):
     return leader.outcome(value), [call.result() for call in calls]
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096])
 def test_a_result_of_up_to_inline_bytes_stays_in_the_table(
     table_name, hands, leading, followed, size, monkeypatch
@@ -205,6 +210,7 @@ def test_a_result_of_up_to_inline_bytes_stays_in_the_table(
     assert merger.stats().published_bytes == size
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize("size", [4097, 99_999, 100_000])
 def test_a_larger_result_takes_an_extra_segment_that_vanishes(
     table_name, hands, leading, followed, until, size
@@ -226,6 +232,7 @@ def test_a_larger_result_takes_an_extra_segment_that_vanishes(
     until(lambda: extra_segments(merger) == [])
 
 
+@pytest.mark.shared
 def test_a_result_over_result_bytes_is_not_shared(table_name, hands, leading, followed):
     merger = Merger(table_name, codec=RawCodec(), limits=SMALL)
     with pytest.warns(RuntimeWarning, match="100,001 encoded bytes"):
@@ -237,6 +244,7 @@ def test_a_result_over_result_bytes_is_not_shared(table_name, hands, leading, fo
     assert extra_segments(merger) == []
 
 
+@pytest.mark.shared
 def test_result_bytes_holds_below_inline_bytes_too(table_name, hands, leading, followed):
     limits = dataclasses.replace(SMALL, result_bytes=1000)
     merger = Merger(table_name, codec=RawCodec(), limits=limits)
@@ -248,6 +256,7 @@ def test_result_bytes_holds_below_inline_bytes_too(table_name, hands, leading, f
     assert got == [(Role.SOLO, 3, b"o")] * 2
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize("inline_bytes", [1, 64, 256])
 def test_failures_and_refusals_travel_however_small_inline_bytes_is(
     table_name, hands, leading, followed, inline_bytes
@@ -267,6 +276,7 @@ def test_failures_and_refusals_travel_however_small_inline_bytes_is(
     assert call.result().value == "own"
 
 
+@pytest.mark.shared
 def test_strict_raises_for_a_result_over_result_bytes(table_name, hands, leading, followed):
     merger = Merger(table_name, codec=RawCodec(), limits=SMALL, strict=True)
     with pytest.raises(ResultNotShareable, match="result_bytes"):
@@ -280,6 +290,7 @@ def test_strict_raises_for_a_result_over_result_bytes(table_name, hands, leading
     assert "100,001" in str(error)
 
 
+@pytest.mark.shared
 def test_the_default_limits_share_64_mib_and_no_more(merger, hands, leading, followed):
     whole = 64 << 20
     for size, role in [(whole - 5, Role.FOLLOWER), (whole - 4, Role.SOLO)]:  # 5: msgpack's header
@@ -294,6 +305,7 @@ def test_the_default_limits_share_64_mib_and_no_more(merger, hands, leading, fol
     assert merger.stats().solo["too_large"] == 1
 
 
+@pytest.mark.shared
 def test_limits_can_allow_more_than_64_mib(table_name, hands, leading, followed):
     merger = Merger(table_name, limits=dataclasses.replace(SMALL, result_bytes=128 << 20))
     leader = leading(merger, "key")
@@ -313,6 +325,7 @@ def test_the_object_reaches_threads_however_large_it_is(table_name, hands, leadi
     assert call.result().value is value
 
 
+@pytest.mark.shared
 def test_a_stray_file_in_the_way_of_a_large_result_costs_the_leader_nothing(
     table_name, hands, leading, followed
 ):
@@ -331,6 +344,7 @@ def test_a_stray_file_in_the_way_of_a_large_result_costs_the_leader_nothing(
     assert call.result() == (Role.SOLO, 3, b"o")
 
 
+@pytest.mark.shared
 def test_a_large_result_that_nobody_fetches_leaves_nothing(
     table_name, hands, leading, followed, until
 ):

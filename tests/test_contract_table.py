@@ -76,6 +76,7 @@ def test_a_leader_may_forget_its_own_flight_and_call_again(merger):
 # ---- flights and stats ------------------------------------------------------------------
 
 
+@pytest.mark.shared
 def test_flights_tells_all_about_each_flight_the_oldest_first(merger, hands, leading, followed):
     assert merger.flights() == []
     leading(merger, ("sku", 42))
@@ -101,6 +102,7 @@ def test_flights_tells_all_about_each_flight_the_oldest_first(merger, hands, lea
         first.followers = 2
 
 
+@pytest.mark.shared
 def test_flights_shows_a_result_that_is_still_being_fetched(merger, hands, leading, followed):
     leader = leading(merger, "key")
     call = hands.start(merger.flight, "key", never, where="forked")
@@ -129,6 +131,7 @@ def test_flights_and_stats_show_the_whole_table_to_every_process(merger, process
     assert processes.start(merger.stats).result() == merger.stats()
 
 
+@pytest.mark.shared
 def test_each_counter_counts_what_it_says(merger, hands, leading, followed):
     reasons = [
         "table_full",
@@ -186,6 +189,7 @@ def test_each_counter_counts_what_it_says(merger, hands, leading, followed):
     step(leaders=1, timeouts=1)
 
 
+@pytest.mark.shared
 def test_a_call_that_ran_alone_is_no_follower(merger, hands, leading, followed):
     leader = leading(merger, "key")
     call = hands.start(merger.flight, "key", give, 1, where="forked")
@@ -234,6 +238,7 @@ def test_with_every_flight_taken_a_call_runs_alone(table_name, crew, leading):
     assert crew.start(merger.flight, "extra", give, 1).result().role is Role.LEADER
 
 
+@pytest.mark.shared
 def test_flights_of_the_dead_make_room(table_name, hands, leading, until):
     merger = Merger(table_name, limits=dataclasses.replace(TINY, threads=100, waiters=100))
     leaders = fill(merger, leading)

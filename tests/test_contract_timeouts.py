@@ -83,6 +83,7 @@ def test_a_follower_that_gave_up_is_not_waited_for(merger, hands, leading):
     assert leader.outcome(1).followers == 0
 
 
+@pytest.mark.shared
 def test_when_the_first_follower_gives_up_the_next_one_still_sees_the_leader_die(
     merger, hands, followed, until
 ):
@@ -97,6 +98,7 @@ def test_when_the_first_follower_gives_up_the_next_one_still_sees_the_leader_die
     assert second.result().role is Role.LEADER
 
 
+@pytest.mark.shared
 def test_a_stopped_leader_does_not_hold_its_followers_past_their_timeout(merger, hands, until):
     leader = hands.start(merger.execute, "key", time.sleep, 60, where="forked")
     until(merger.flights)
@@ -129,6 +131,7 @@ def test_a_leader_that_outlives_its_lease_is_superseded_and_fenced(
     assert merger.flights() == []
 
 
+@pytest.mark.shared
 def test_the_late_result_of_a_fenced_leader_goes_only_to_its_own_caller(
     table_name, hands, leading, followed
 ):
@@ -185,6 +188,7 @@ def test_a_leader_past_its_lease_may_not_join_itself(table_name):
         merger.execute("key", lambda: merger.execute("key", never))
 
 
+@pytest.mark.shared
 def test_overrun_leases_use_up_max_takeovers(table_name, hands, leading, followed, until):
     merger = Merger(table_name, lease=30, max_takeovers=0)
     leading(merger.with_options(lease=0.3), "key")

@@ -147,6 +147,7 @@ class EncodingGate(MsgpackCodec):
         return super().encode(value)
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_call_that_begins_after_the_function_returned_runs_its_own(
     table_name, hands, leading, followed, strict
@@ -176,6 +177,7 @@ def test_equal_values_of_five_types_are_five_keys(merger, leading):
     assert sorted(map(repr, found)) == sorted(map(repr, keys))
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize(
     ("key", "same"),
     [
@@ -293,6 +295,7 @@ def test_the_object_is_let_go_when_the_last_follower_has_it(merger, hands, leadi
     assert gone() is None
 
 
+@pytest.mark.shared
 def test_threads_get_the_object_and_processes_a_copy_of_the_same_flight(
     merger, hands, leading, followed
 ):
@@ -322,6 +325,7 @@ def test_nothing_is_encoded_without_followers_in_other_processes(
     assert codec.encoded == 0
 
 
+@pytest.mark.shared
 def test_a_value_is_encoded_once_for_any_number_of_followers(table_name, hands, leading, followed):
     codec = CountingCodec()
     merger = Merger(table_name, codec=codec)
@@ -363,6 +367,7 @@ class BrokenCodec:
         return bytes(payload)
 
 
+@pytest.mark.shared
 @pytest.mark.parametrize("answer", [KeyError("x"), "text", None, 7, memoryview(b"1234")[::2]])
 def test_a_codec_that_fails_costs_the_leader_nothing(table_name, hands, leading, followed, answer):
     merger = Merger(table_name, codec=BrokenCodec(answer))
