@@ -46,6 +46,8 @@ static bool check_slot(struct uf_table *table, uint32_t slot, uint32_t *linked,
         return fault_at(fault, index, "no such state");
     if (attached && state != UF_STATE_RUNNING && state != UF_STATE_ORPHANED)
         return fault_at(fault, index, "a flight that is over is attached");
+    if (attached && UF_LOAD(s->sealed))
+        return fault_at(fault, index, "a flight that takes callers is sealed");
     if (state == UF_STATE_FREE && waited_for)
         return fault_at(fault, index, "a free slot has waiters");
     if ((state == UF_STATE_DONE || state == UF_STATE_ORPHANED) && !waited_for)

@@ -23,6 +23,9 @@
     POINT(FINISH_DETACHED)    /* ... committed, lock held */                              \
     POINT(FINISH_UNLOCKED)    /* ... lock released, nobody posted */                      \
     POINT(POSTED_ONE)         /* one waiter posted, the others not */                     \
+    POINT(SEAL_MARKED)        /* seal: marked, still attached */                          \
+    POINT(SEAL_DETACHED)      /* ... committed, lock held */                              \
+    POINT(UNSEAL_ATTACHED)    /* takeover of a sealed flight: attached, still marked */   \
     POINT(ABANDON_LOCKED)     /* abandon: nothing written */                              \
     POINT(ABANDON_ORPHANED)   /* ... ORPHANED, lock held */                               \
     POINT(LEAVE_LOCKED)       /* leave: nothing written */                                \

@@ -56,13 +56,18 @@ static void detach_locked(struct uf_table *table, uint32_t slot)
     UF_STORE(group->attached, UF_LOAD(group->attached) & ~uf_bit_of(slot));
 }
 
+/* Marked first, and unmarked last: whoever dies in between leaves a flight that is attached and
+ * marked, from which the repair takes the mark, as if nothing had happened. Detached without a
+ * mark it would count as forgotten, and run beside a newer flight when it is taken over. */
 static void seal_locked(struct uf_table *table, uint32_t slot)
 {
     struct uf_group *group = uf_group(table, uf_group_of(slot));
     if (!(UF_LOAD(group->attached) & uf_bit_of(slot)))
         return; /* forgotten */
     UF_STORE(uf_slot(table, slot)->sealed, 1);
-    detach_locked(table, slot);
+    UF_CRASH_POINT(SEAL_MARKED);
+    detach_locked(table, slot); /* COMMIT */
+    UF_CRASH_POINT(SEAL_DETACHED);
 }
 
 /* Whether the flight is sealed, and a newer one of its key takes callers. */
@@ -81,8 +86,9 @@ static void unseal_locked(struct uf_table *table, uint32_t slot)
     struct uf_group *group = uf_group(table, uf_group_of(slot));
     if (!UF_LOAD(s->sealed))
         return;
-    UF_STORE(s->sealed, 0);
     UF_STORE(group->attached, UF_LOAD(group->attached) | uf_bit_of(slot)); /* COMMIT */
+    UF_CRASH_POINT(UNSEAL_ATTACHED);
+    UF_STORE(s->sealed, 0);
 }
 
 static bool is_present_locked(const struct uf_slot *slot, const struct uf_flight *flight)
@@ -478,8 +484,13 @@ enum uf_status uf_seal(struct uf_table *table, const struct uf_flight *flight,
 {
     uint32_t group = uf_group_of(flight->slot);
     enum uf_status status = uf_group_lock(table, group, patience);
-    if (status != UF_OK)
+    if (status == UF_BUSY)
         return status;
+    if (status != UF_OK) {
+        /* Those who come now must not receive what is about to be published. */
+        resign(uf_slot(table, flight->slot), flight->epoch);
+        return status;
+    }
     if (is_present_locked(uf_slot(table, flight->slot), flight))
         seal_locked(table, flight->slot);
     else

@@ -71,7 +71,8 @@ enum uf_status uf_abandon(struct uf_table *table, const struct uf_flight *flight
                           enum uf_patience patience);
 
 /* Closes a flight to newcomers before its result is published: its function has returned, and
- * what a caller receives must not be older than its call. UF_NEEDS_PAYLOAD has done it already. */
+ * what a caller receives must not be older than its call. UF_NEEDS_PAYLOAD has done it already.
+ * UF_OK, UF_FENCED, or why the lock could not be had: then the leader has resigned. */
 enum uf_status uf_seal(struct uf_table *table, const struct uf_flight *flight,
                        enum uf_patience patience);
 

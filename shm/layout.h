@@ -157,7 +157,12 @@ struct uf_cell {
     _Atomic uint32_t bell;       /* enum uf_bell: which of these two */
     union {
         sem_t semaphore;
-        unsigned char doorbell[UF_DOORBELL_BYTES];
+        struct {
+            /* What sem_post uses of a semaphore. A post can be on its way to the cell's former
+             * owner, a thread; libc aborts the process if it finds a name in there. */
+            unsigned char semaphore_words[16];
+            unsigned char doorbell[UF_DOORBELL_BYTES];
+        };
     };
 };
 
@@ -184,7 +189,8 @@ struct uf_slot {
     _Atomic uint32_t followers;     /* who were waiting when the flight ended */
     _Atomic uint32_t payload;       /* enum uf_payload */
     _Atomic uint32_t leader_pid;    /* of the present leader, kept after it is gone */
-    _Atomic uint32_t sealed;        /* 1: detached because its function returned, not forgotten */
+    _Atomic uint32_t sealed;        /* 1: detached because its function returned, not forgotten;
+                                     * beside `attached` it means nothing */
     unsigned char key[UF_KEY_BYTES];
     unsigned char pad[16];
 };
@@ -208,6 +214,7 @@ _Static_assert(offsetof(struct uf_header, damaged) == 88, "header.damaged");
 _Static_assert(sizeof(struct uf_thread) == 128, "two cache lines a thread");
 _Static_assert(sizeof(struct uf_cell) == 64, "one cache line a waiter");
 _Static_assert(offsetof(struct uf_cell, semaphore) == 32, "cell.semaphore");
+_Static_assert(offsetof(struct uf_cell, doorbell) == 48, "cell.doorbell");
 _Static_assert(sizeof(struct uf_slot) == 256, "four cache lines a slot");
 _Static_assert(offsetof(struct uf_slot, key) == 112, "slot.key");
 _Static_assert(offsetof(struct uf_group, slots) == 128, "group.slots");

@@ -66,18 +66,27 @@ enum uf_status uf_sweep_locked(struct uf_table *table, uint32_t group, struct uf
     return UF_OK;
 }
 
+/* What a dead holder of the lock may have left between two stores. */
+static void settle_attached_locked(struct uf_group *group, uint32_t index)
+{
+    struct uf_slot *s = &group->slots[index];
+    uint32_t state = UF_LOAD(s->state);
+    uint64_t bit = UINT64_C(1) << index, attached = UF_LOAD(group->attached);
+    /* The end of a flight, between its state and its detach: found by its key, it would be
+     * joined and never woken. */
+    if (state != UF_STATE_RUNNING && state != UF_STATE_ORPHANED)
+        UF_STORE(group->attached, attached & ~bit);
+    else if (attached & bit)
+        UF_STORE(s->sealed, 0); /* sealing not yet begun, or unsealing all but done */
+}
+
 static void forget_lists_locked(struct uf_table *table, uint32_t group)
 {
     struct uf_group *g = uf_group(table, group);
     for (uint32_t i = 0; i < UF_GROUP_SLOTS; i++) {
-        struct uf_slot *s = &g->slots[i];
-        UF_STORE(s->first, 0);
-        UF_STORE(s->last, 0);
-        uint32_t state = UF_LOAD(s->state);
-        /* FREE or DONE and still attached: the holder died between the two stores of
-         * begin's opposite. Found by its key, it would be joined and never woken. */
-        if (state != UF_STATE_RUNNING && state != UF_STATE_ORPHANED)
-            UF_STORE(g->attached, UF_LOAD(g->attached) & ~(UINT64_C(1) << i));
+        UF_STORE(g->slots[i].first, 0);
+        UF_STORE(g->slots[i].last, 0);
+        settle_attached_locked(g, i);
     }
 }
 

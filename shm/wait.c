@@ -109,7 +109,7 @@ enum uf_status uf_wait(struct uf_table *table, const struct uf_flight *flight, u
             return status;
         if (now_ns >= deadline_ns)
             return UF_TIMED_OUT;
-        if (is_first(slot, flight) && uf_watch_begin(table, UF_LOAD(slot->leader), &watch)) {
+        if (is_first(slot, flight) && uf_watch_arm(table, UF_LOAD(slot->leader), &watch)) {
             until_ns = earlier(now_ns + UF_WATCH_BACKSTOP_NS, end_of_lease(slot, now_ns));
             undisturbed = uf_watch_sleep(&watch, semaphore, earlier(until_ns, deadline_ns));
         } else {

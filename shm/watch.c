@@ -48,10 +48,10 @@ static struct waited_word word_of(_Atomic uint32_t *word, uint32_t expected)
 }
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static bool can_wait;
+static _Atomic bool can_wait;
 
 /* A semaphore that holds one token: the kernel has to see that its word is not zero. */
-static void try_once(void)
+static void probe_kernel(void)
 {
     sem_t semaphore;
     sem_init(&semaphore, 1, 1);
@@ -60,10 +60,10 @@ static void try_once(void)
     sem_destroy(&semaphore);
 }
 
-bool uf_watch_begin(const struct uf_table *table, uint64_t owner, struct uf_watch *watch)
+bool uf_watch_arm(const struct uf_table *table, uint64_t owner, struct uf_watch *watch)
 {
     struct uf_thread *thread = uf_thread_of(table, owner);
-    pthread_once(&once, try_once);
+    pthread_once(&once, probe_kernel);
     if (!can_wait || !thread || UF_LOAD(thread->generation) != owner >> UF_OWNER_BITS)
         return false;
     watch->word = (_Atomic uint32_t *)&thread->life.__data.__lock;
@@ -83,12 +83,14 @@ bool uf_watch_sleep(const struct uf_watch *watch, sem_t *semaphore, uint64_t unt
                                        word_of(watch->word, watch->alive)};
     atomic_fetch_add(&words->sleepers, 1);
     long woken = wait_for_words(both, 2, until_ns);
-    bool interrupted = woken == -1 && errno == EINTR;
+    int error = woken == -1 ? errno : 0;
     atomic_fetch_sub(&words->sleepers, 1);
+    if (error != 0 && error != EAGAIN && error != EINTR && error != ETIMEDOUT)
+        can_wait = false; /* by a filter that was set up since, for example: do not ask again */
     /* The kernel wakes one; those who wait for other flights of that leader have to look too. */
     if (woken == 1)
         syscall(SYS_futex, watch->word, FUTEX_WAKE, INT_MAX);
     while (sem_trywait(semaphore) == -1 && errno == EINTR)
         ;
-    return !interrupted;
+    return error != EINTR;
 }

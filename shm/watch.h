@@ -11,9 +11,11 @@ struct uf_watch {
     uint32_t alive; /* what it holds until then */
 };
 
-/* False if this kernel, or what filters its calls, cannot wait for two words (before Linux 5.16;
+/* Marks the life lock of `owner`, so that the kernel wakes somebody when it ends.
+ *
+ * False if this kernel, or what filters its calls, cannot wait for two words (before Linux 5.16;
  * some sandboxes), or if `owner` does not hold its life lock (any more): ask uf_is_alive. */
-bool uf_watch_begin(const struct uf_table *table, uint64_t owner, struct uf_watch *watch);
+bool uf_watch_arm(const struct uf_table *table, uint64_t owner, struct uf_watch *watch);
 
 /* Sleeps until the semaphore is posted (and takes the post), the watched thread ends, or
  * `until_ns` on CLOCK_MONOTONIC; false if a signal came first. May wake for no reason. */

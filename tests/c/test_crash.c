@@ -128,6 +128,17 @@ static void victim_is_first_of_a_sealed_flight(struct scene *scene)
     actor_kill(&former);
 }
 
+static void victim_is_first_of_a_sealed_flight_and_there_is_no_newer(struct scene *scene)
+{
+    struct actor former = actor_process(&scene->table);
+    CHECK_INT(begin(&former, "k"), UF_LEADER);
+    CHECK_INT(begin(&scene->victim, "k"), UF_FOLLOWER);
+    join_both(scene);
+    CHECK_INT(finish(&former, ""), UF_NEEDS_PAYLOAD);
+    actor_kill(&former);
+    scene->leader_gone = true;
+}
+
 static void a_dead_waiter_and_a_dead_leader_are_to_be_swept(struct scene *scene)
 {
     struct actor waiter = actor_process(&scene->table), leader = actor_process(&scene->table);
@@ -156,6 +167,11 @@ static struct order publish(void)
     return order;
 }
 
+static struct order seal(void) /* it has no text, so it would have to be encoded first */
+{
+    return order_of(ACT_FINISH, "");
+}
+
 static struct order give_up(void)
 {
     struct order order = order_of(ACT_TAKEOVER, "");
@@ -181,6 +197,10 @@ static const struct scenario scenarios[] = {
      AT(UF_AT_FINISH_DONE, UF_AT_FINISH_DETACHED, UF_AT_FINISH_UNLOCKED, UF_AT_POSTED_ONE)},
     {"finish without waiters", victim_leads_alone, publish, ANSWERED,
      AT(UF_AT_FINISH_LOCKED, UF_AT_FINISH_FREE, UF_AT_FINISH_UNLOCKED)},
+    {"seal", victim_leads_and_both_wait, seal, TAKEN_OVER,
+     AT(UF_AT_SEAL_MARKED, UF_AT_SEAL_DETACHED)},
+    {"take over a sealed flight", victim_is_first_of_a_sealed_flight_and_there_is_no_newer,
+     take_over, TAKEN_OVER, AT(UF_AT_TAKEOVER_RUNNING, UF_AT_UNSEAL_ATTACHED)},
     {"abandon", victim_leads_and_both_wait, abandon, TAKEN_OVER,
      AT(UF_AT_ABANDON_LOCKED, UF_AT_ABANDON_ORPHANED)},
     {"leave a running flight", victim_waits_first, leave, ANSWERED,

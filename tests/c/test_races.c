@@ -486,6 +486,71 @@ static void whoever_waits_for_the_lock_gets_it_when_the_holder_dies(void *unused
     (void)unused;
 }
 
+static void a_leader_that_cannot_seal_resigns_and_publishes_to_no_newcomer(void *unused)
+{
+    struct rig rig = rig_of(8);
+    struct uf_flight flight;
+    struct uf_remains remains;
+    struct uf_result result = value_of("old");
+    struct actor newcomer = actor_process(&rig.table);
+    CHECK_INT(rig_begin(&rig, "k", &flight), UF_LEADER);
+    struct actor stopper = stopper_of(&rig);
+    CHECK_INT(uf_seal(&rig.table, &flight, UF_WAIT), UF_LOCK_TIMEOUT);
+    stopper_end(&stopper);
+    CHECK_INT(begin(&newcomer, "k"), UF_LEADER); /* no follower of what has ended before */
+    CHECK_INT(rig_finish(&rig, &flight, &result, &remains), UF_FENCED);
+    CHECK_INT(finish(&newcomer, "new"), UF_OK);
+    actor_exit(&newcomer);
+    scene_end(&rig);
+    (void)unused;
+}
+
+/* ---- posts that come late ----------------------------------------------------------- */
+
+struct change_of_tenant {
+    struct rig *rig;
+    struct actor *former;
+    struct uf_flight flight; /* of a loop, which gets the former waiter's cell */
+};
+
+static void let_a_loop_have_the_cell(void *argument)
+{
+    static const unsigned char doorbell[UF_DOORBELL_BYTES] = {
+        255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
+    struct change_of_tenant *change = argument;
+    struct uf_caller loop = change->rig->me;
+    struct uf_key key = key_of("other");
+    CHECK_INT(leave(change->former).status, UF_OK);
+    loop.doorbell = doorbell;
+    CHECK_INT(uf_begin(&change->rig->table, &loop, &key, &change->flight), UF_FOLLOWER);
+}
+
+static void a_late_post_harms_neither_the_cells_next_owner_nor_the_poster(void *unused)
+{
+    struct rig rig = rig_of(1); /* one cell */
+    struct uf_flight flight;
+    struct uf_remains remains;
+    struct uf_result result = value_of("v");
+    struct actor former = actor_process(&rig.table), other = actor_process(&rig.table);
+    CHECK_INT(begin(&other, "other"), UF_LEADER);
+    CHECK_INT(rig_begin(&rig, "k", &flight), UF_LEADER);
+    CHECK_INT(begin(&former, "k"), UF_FOLLOWER);
+    struct uf_cell *cell = uf_cell(&rig.table, uf_group_of(flight.slot), 0);
+    struct change_of_tenant change = {.rig = &rig, .former = &former};
+    plan = (struct plan){&cell->semaphore, 0, false, let_a_loop_have_the_cell, &change};
+    CHECK_INT(rig_finish(&rig, &flight, &result, &remains), UF_OK); /* aborts, or does not */
+    for (int i = 0; i < (int)UF_DOORBELL_BYTES; i++)
+        CHECK_INT(cell->doorbell[i], 255);
+    CHECK_INT(finish(&other, ""), UF_NEEDS_PAYLOAD);
+    CHECK_INT(uf_leave(&rig.table, &change.flight, rig.me.owner, UF_LEAVING_EMPTY, UF_WAIT,
+                       &remains), UF_OK);
+    CHECK_INT(finish(&other, "v"), UF_OK);
+    actor_exit(&former);
+    actor_exit(&other);
+    scene_end(&rig);
+    (void)unused;
+}
+
 int main(void)
 {
     RUN(joining_a_flight_whose_leader_dies_during_the_sweep_for_a_cell_is_sound);
@@ -506,5 +571,7 @@ int main(void)
     RUN(a_late_leave_without_the_lock_does_not_evict_the_cells_next_owner);
     RUN(the_lock_of_the_dead_is_repaired_and_given_to_the_next);
     RUN(whoever_waits_for_the_lock_gets_it_when_the_holder_dies);
+    RUN(a_leader_that_cannot_seal_resigns_and_publishes_to_no_newcomer);
+    RUN(a_late_post_harms_neither_the_cells_next_owner_nor_the_poster);
     return report();
 }

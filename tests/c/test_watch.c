@@ -34,7 +34,7 @@ static pid_t watcher(struct uf_table *table, uint64_t owner, sem_t *semaphore)
         return child;
     die_with_parent(parent);
     struct uf_watch watch;
-    CHECK(uf_watch_begin(table, owner, &watch));
+    CHECK(uf_watch_arm(table, owner, &watch));
     uint64_t end_ns = uf_now_ns() + 10 * SECOND;
     CHECK(uf_watch_sleep(&watch, semaphore, end_ns));
     _exit(uf_now_ns() < end_ns ? 0 : 3);
@@ -75,7 +75,7 @@ static void a_post_before_the_sleep_is_not_slept_over(void *unused)
     struct uf_watch watch;
     sem_t semaphore;
     CHECK(sem_init(&semaphore, 1, 1) == 0);
-    CHECK(uf_watch_begin(&rig.table, rig.me.owner, &watch));
+    CHECK(uf_watch_arm(&rig.table, rig.me.owner, &watch));
     uint64_t start_ns = uf_now_ns();
     CHECK(uf_watch_sleep(&watch, &semaphore, start_ns + 10 * SECOND));
     CHECK(uf_now_ns() < start_ns + SECOND);
@@ -90,7 +90,7 @@ static void the_sleep_ends_at_its_time(void *unused)
     struct uf_watch watch;
     sem_t semaphore;
     CHECK(sem_init(&semaphore, 1, 0) == 0);
-    CHECK(uf_watch_begin(&rig.table, rig.me.owner, &watch));
+    CHECK(uf_watch_arm(&rig.table, rig.me.owner, &watch));
     uint64_t end_ns = uf_now_ns() + 5 * MILLISECOND;
     CHECK(uf_watch_sleep(&watch, &semaphore, end_ns));
     CHECK(uf_now_ns() >= end_ns);
@@ -115,7 +115,7 @@ static void a_signal_ends_the_sleep_and_says_so(void *unused)
                                     .it_interval = {.tv_nsec = 20 * MILLISECOND}};
     CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
     CHECK(sem_init(&semaphore, 1, 0) == 0);
-    CHECK(uf_watch_begin(&rig.table, rig.me.owner, &watch));
+    CHECK(uf_watch_arm(&rig.table, rig.me.owner, &watch));
     CHECK(timer_create(CLOCK_MONOTONIC, &event, &timer) == 0);
     CHECK(timer_settime(timer, 0, &soon, NULL) == 0);
     CHECK(!uf_watch_sleep(&watch, &semaphore, uf_now_ns() + 10 * SECOND));
@@ -170,16 +170,16 @@ static void whoever_is_gone_is_not_watched(void *unused)
     struct actor one = actor_process(&rig.table), two = actor_process(&rig.table);
     struct uf_watch watch;
     uint64_t released = two.owner, former = rig.me.owner - (UINT64_C(1) << UF_OWNER_BITS);
-    CHECK(uf_watch_begin(&rig.table, one.owner, &watch));
+    CHECK(uf_watch_arm(&rig.table, one.owner, &watch));
     actor_kill(&one);
-    CHECK(!uf_watch_begin(&rig.table, one.owner, &watch)); /* nobody has taken its lock since */
+    CHECK(!uf_watch_arm(&rig.table, one.owner, &watch)); /* nobody has taken its lock since */
     CHECK(!uf_is_alive(&rig.table, one.owner));
-    CHECK(!uf_watch_begin(&rig.table, one.owner, &watch));
+    CHECK(!uf_watch_arm(&rig.table, one.owner, &watch));
     actor_exit(&two);
-    CHECK(!uf_watch_begin(&rig.table, released, &watch));
-    CHECK(!uf_watch_begin(&rig.table, former, &watch));
-    CHECK(!uf_watch_begin(&rig.table, 0, &watch));
-    CHECK(!uf_watch_begin(&rig.table, 0xffff, &watch));
+    CHECK(!uf_watch_arm(&rig.table, released, &watch));
+    CHECK(!uf_watch_arm(&rig.table, former, &watch));
+    CHECK(!uf_watch_arm(&rig.table, 0, &watch));
+    CHECK(!uf_watch_arm(&rig.table, 0xffff, &watch));
     rig_end(&rig);
     (void)unused;
 }
@@ -191,7 +191,7 @@ static void a_life_lock_that_was_watched_can_be_released_and_claimed_again(void 
     struct uf_watch watch;
     for (int i = 0; i < 100; i++) {
         struct actor one = actor_process(&rig.table);
-        CHECK(uf_watch_begin(&rig.table, one.owner, &watch));
+        CHECK(uf_watch_arm(&rig.table, one.owner, &watch));
         CHECK(uf_is_alive(&rig.table, one.owner));
         if (i % 2)
             actor_exit(&one);
@@ -223,7 +223,7 @@ static void where_the_kernel_cannot_watch_the_first_waiter_looks(void *unused)
     struct rig rig = rig_of(16);
     struct actor leader = actor_process(&rig.table), follower = actor_process(&rig.table);
     struct uf_watch watch;
-    CHECK(!uf_watch_begin(&rig.table, rig.me.owner, &watch));
+    CHECK(!uf_watch_arm(&rig.table, rig.me.owner, &watch));
     CHECK_INT(begin(&leader, "k"), UF_LEADER);
     CHECK_INT(begin(&follower, "k"), UF_FOLLOWER);
     tell_wait(&follower, 10 * SECOND);
@@ -234,6 +234,21 @@ static void where_the_kernel_cannot_watch_the_first_waiter_looks(void *unused)
     CHECK_INT(finish(&follower, ""), UF_OK);
     actor_exit(&follower);
     rig_reap_and_end(&rig);
+    (void)unused;
+}
+
+static void a_kernel_that_stops_to_watch_is_asked_once(void *unused)
+{
+    struct rig rig = rig_of(16);
+    struct uf_watch watch;
+    sem_t semaphore;
+    CHECK(sem_init(&semaphore, 1, 0) == 0);
+    CHECK(uf_watch_arm(&rig.table, rig.me.owner, &watch));
+    forbid_waiting_for_two_words();
+    CHECK(uf_watch_sleep(&watch, &semaphore, uf_now_ns() + 10 * SECOND)); /* at once */
+    CHECK(!uf_watch_arm(&rig.table, rig.me.owner, &watch));
+    CHECK_INT(sleepers_of(&semaphore), 0);
+    rig_end(&rig);
     (void)unused;
 }
 
@@ -248,5 +263,6 @@ int main(void)
     RUN(whoever_is_gone_is_not_watched);
     RUN(a_life_lock_that_was_watched_can_be_released_and_claimed_again);
     RUN(where_the_kernel_cannot_watch_the_first_waiter_looks);
+    RUN(a_kernel_that_stops_to_watch_is_asked_once);
     return report();
 }

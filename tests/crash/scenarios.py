@@ -309,6 +309,26 @@ def takes_over_from_the_dead(stage: Stage, strike: Strike) -> None:
     one_takes_over(stage, strike, second, third)
 
 
+def takes_over_a_sealed_flight(stage: Stage, strike: Strike) -> None:
+    """Its leader ends between its function's return and its publishing."""
+    leader, victim, second, third = stage.enter("leader", "victim", "second", "third")
+    gate = stage.gate()
+    leader.leads(KEY, gate=str(gate), size=EXTRA, arm=["EXTRA_CREATED", "stop", "encode"])
+    victim.call(KEY, arm=strike.when("before"))
+    stage.followers(2)
+    second.call(KEY, options=strike.patience)
+    stage.followers(3)
+    gate.open()
+    leader.stops()
+    second.stop()  # or it may be faster than the newcomer
+    leader.kill()
+    strike.hits(victim)
+    # A newcomer and a waiter: one of them leads, and the other one follows.
+    third.call(KEY, options=strike.patience)
+    second.go_on()
+    one_takes_over(stage, strike, second, third)
+
+
 def takes_over_an_orphan(stage: Stage, strike: Strike) -> None:
     leader, victim, second = stage.enter("leader", "victim", "second")
     gate = stage.gate()
@@ -512,6 +532,9 @@ SCENARIOS = {
     "FINISH_DETACHED": _COMMITTED,
     "FINISH_UNLOCKED": (finishes_before_publishing, *_COMMITTED),
     "POSTED_ONE": _COMMITTED,
+    "SEAL_MARKED": (finishes_before_publishing,),
+    "SEAL_DETACHED": (finishes_before_publishing,),
+    "UNSEAL_ATTACHED": (takes_over_a_sealed_flight,),
     "ABANDON_LOCKED": (abandons,),
     "ABANDON_ORPHANED": (abandons,),
     "LEAVE_LOCKED": (leaves_with_the_value, leaves_in_time, leaves_an_orphan),
