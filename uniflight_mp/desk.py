@@ -236,7 +236,7 @@ class Desk:
         if follow is not None:
             self._followed.pop(follow, None)
             if not self._followed:
-                self._stop_listening()
+                self._stop_listening_soon()
         self._leased.discard(flight)
         if not self._followed and not self._leased:
             self._stop_timer()
@@ -339,7 +339,16 @@ class Desk:
         else:
             self._socket = bell
 
+    def _stop_listening_soon(self) -> None:
+        """Close the bell, which takes 10 us: those whose flight has landed are to go on first."""
+        if self.reactor.is_closed():
+            self._stop_listening()
+        elif self._socket is not None:
+            self.reactor.call_later(0, self._stop_listening)
+
     def _stop_listening(self) -> None:
+        if self._followed:  # again
+            return
         bell, self._socket = self._socket, None
         if bell is not None:
             if not self.reactor.is_closed():
@@ -367,6 +376,7 @@ class Desk:
                 lead.abandon()
             if follow is not None:
                 follow.leave()
+        self._stop_listening()
 
     def forget_parent(self) -> None:
         """In a forked child: all flights are the parent's, and so is the bell.
