@@ -78,6 +78,9 @@ class Reactor(Protocol):
     def is_closed(self) -> bool: ...
 
 
+_NOBODY: Final[dict[Any, Any]] = {}  # of a flight that nobody has joined; stays empty
+
+
 class LocalFlight:
     """One flight, as far as one loop is concerned: led from here, or waited for from here."""
 
@@ -91,7 +94,7 @@ class LocalFlight:
         self.caller = caller  # the task that leads
         self.due_ns: int | None = None  # when the lease of a leader of this loop is over
         # In order of arrival: by whose options to lead.
-        self.tickets: dict[Ticket, BaseMerger] = {}
+        self.tickets: dict[Ticket, BaseMerger] = _NOBODY
 
     def is_joinable(self) -> bool:
         """Whether the shared flight still takes callers; else a newcomer would get a result
@@ -166,7 +169,9 @@ class Desk:
         if not flight.tickets:
             if self._flights.get(flight.name) is flight:
                 del self._flights[flight.name]
-            merger._complete(lead, value)
+            # Almost every flight ends here: what ``_complete`` would do first, spelled out.
+            if merger._options.strict or not lead.finish(value):
+                merger._complete(lead, value)
             return lead.followers
         self._close(flight)
         local = sum(not ticket.done() for ticket in flight.tickets)
@@ -217,6 +222,8 @@ class Desk:
 
     def _join(self, flight: LocalFlight, merger: BaseMerger) -> Ticket:
         ticket = self.reactor.ticket()
+        if flight.tickets is _NOBODY:
+            flight.tickets = {}
         flight.tickets[ticket] = merger
         # A leader of this very loop tells its followers itself, unless it is overdue.
         if flight.due_ns is not None and flight not in self._leased:
