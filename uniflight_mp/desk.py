@@ -257,18 +257,29 @@ class Desk:
                     ticket.set_result(result)
 
     def _hand_over(self, flight: LocalFlight, lead: Lead) -> None:
-        """Give the lead to the first local follower; without one, to another process."""
-        flight.lead, flight.caller = lead, None
-        while flight.tickets and not self.reactor.is_closed():
-            ticket = next(iter(flight.tickets))
-            del flight.tickets[ticket]
-            if not ticket.done():
-                ticket.set_result(lead)
-                if not flight.tickets:
-                    self._unwatch(flight)
-                return
+        """Let the first local follower lead instead; without one, another process."""
+        heir = self._heir(flight)
+        if heir is not None and flight.due_ns is None and heir[1]._options.lease_ns is None:
+            self._appoint(flight, lead, heir[0])
+            return
+        # A lease runs from the beginning of its own leader: the next one begins anew.
         self._close(flight)
         lead.abandon()
+        self._settle(flight, RETRY)
+
+    def _heir(self, flight: LocalFlight) -> tuple[Ticket, BaseMerger] | None:
+        """Return the first local follower that still waits, and by whose options it would lead."""
+        if self.reactor.is_closed():
+            return None
+        waiting = (entry for entry in flight.tickets.items() if not entry[0].done())
+        return next(waiting, None)
+
+    def _appoint(self, flight: LocalFlight, lead: Lead, heir: Ticket) -> None:
+        del flight.tickets[heir]
+        flight.lead, flight.caller = lead, None
+        heir.set_result(lead)
+        if not flight.tickets:
+            self._unwatch(flight)
 
     def _look(self) -> None:
         """See which flights have news, act on them, and set the time of the next look."""
@@ -290,7 +301,10 @@ class Desk:
             self._set_timer(delay)
 
     def _act(self, flight: LocalFlight, follow: Follow) -> None:
-        merger = next(iter(flight.tickets.values()))
+        heir = self._heir(flight)
+        if heir is None:
+            return  # all who wait are about to leave
+        ticket, merger = heir
         step = merger._advance(follow, follow.poll())
         if isinstance(step, Lead):
             self._unwatch(flight)
@@ -298,7 +312,7 @@ class Desk:
             if lease_ns is not None:
                 flight.due_ns = time.monotonic_ns() + lease_ns
                 self._leased.add(flight)
-            self._hand_over(flight, step)
+            self._appoint(flight, step, ticket)
         elif step is not None:
             self._settle(flight, step)
 
