@@ -134,6 +134,7 @@ def live(life: str, kind: type[Kind], inherited: Kind | None, config: dict[str, 
     dice = random.Random(f"{config['seed']}/{life}")
     over = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: over.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     log = os.open(f"{config['directory']}/{life}", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     record = Recorder(log, life)
     if POINTS and dice.random() < 0.4:
@@ -171,6 +172,8 @@ class Storm:
         number = next(self.numbers)
         life = f"life{number}"
         merger = self.mergers[number % 3 == 0]
+        # The storm may be over before the child could tell what SIGTERM means to it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         pid = os.fork()
         if pid == 0:
             try:
@@ -178,6 +181,7 @@ class Storm:
             finally:
                 os._exit(1)
         self.lives[pid] = life
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     def kill(self, pid: int) -> None:
         self.note("kill", pid)
