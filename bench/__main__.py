@@ -8,14 +8,31 @@ import signal
 import sys
 
 from . import __doc__ as description
-from . import floors, import_time, memory, single_call, takeover, wake_up
+from . import (
+    distributed_10x10,
+    floors,
+    high_contention_100,
+    idle,
+    import_time,
+    memory,
+    single_call,
+    single_call_async,
+    takeover,
+    wake_up,
+    wake_up_async,
+)
 from .report import describe_environment, print_rows, to_json
 from .stage import apart
 
 FIGURES = {
     "single_call": single_call.run,
+    "single_call_async": single_call_async.run,
+    "high_contention_100": high_contention_100.run,
+    "distributed_10x10": distributed_10x10.run,
     "wake_up": wake_up.run,
+    "wake_up_async": wake_up_async.run,
     "takeover": takeover.run,
+    "idle": idle.run,
     "memory": memory.run,
     "import_time": import_time.run,
 }

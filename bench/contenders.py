@@ -12,11 +12,11 @@ import hashlib
 import mmap
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from importlib.metadata import PackageNotFoundError, version
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 
@@ -24,7 +24,7 @@ from uniflight_mp import Merger
 
 from .stage import FORK
 
-__all__ = ["BareSemaphore", "FlockFile", "Ours", "Recipe", "installed_peers"]
+__all__ = ["BareSemaphore", "FlockFile", "Ours", "Recipe", "installed", "installed_peers"]
 
 
 class Ours:
@@ -34,15 +34,16 @@ class Ours:
         self.merger = Merger(table)
         self.execute = self.follow = self.merger.execute
 
-    def has_followers(self, count: int) -> bool:
-        """Tell whether that many callers wait."""
-        return sum(flight.followers for flight in self.merger.flights()) == count
+    def has_followers(self, key: str, count: int) -> bool:
+        """Tell whether that many callers of ``key`` wait."""
+        flights = self.merger.flights()
+        return sum(flight.followers for flight in flights if flight.key == key) == count
 
 
 class _Other:
     """Cannot be asked who waits; a follower calls what a leader calls."""
 
-    def has_followers(self, count: int) -> bool:
+    def has_followers(self, key: str, count: int) -> bool:
         return True
 
     def follow(self, key: str, func: Callable[..., Any], *args: object) -> Any:
@@ -152,12 +153,20 @@ class _Moka(_Other):
         return value
 
 
-def installed_peers() -> list[tuple[str, Callable[[], _Other]]]:
-    """Return the in-process peers that are installed, by name and version."""
-    found: list[tuple[str, Callable[[], _Other]]] = []
-    for package, make in (("flightlock", _Flightlock), ("moka-py", _Moka)):
+_Make = TypeVar("_Make")
+
+
+def installed(makers: Mapping[str, _Make]) -> list[tuple[str, _Make]]:
+    """Return those whose package is installed, by name and version."""
+    found = []
+    for package, make in makers.items():
         try:
             found.append((f"{package} {version(package)}", make))
         except PackageNotFoundError:
             continue
     return found
+
+
+def installed_peers() -> list[tuple[str, Callable[[], _Other]]]:
+    """Return the in-process peers for threads that are installed, by name and version."""
+    return installed({"flightlock": _Flightlock, "moka-py": _Moka})

@@ -26,7 +26,7 @@
 #define CALLS 1000          /* per sample of what is too short to be timed alone */
 #define HOLD_NS 1000000u    /* how long the others sleep before they are posted */
 #define FLIGHT_NS 10000000u /* age of a flight whose leader is killed */
-#define MOST_SLEEPERS 64
+#define MOST_SLEEPERS 128
 
 struct sleeper {
     sem_t wake;

@@ -10,7 +10,16 @@ from importlib.metadata import version
 
 __all__ = ["Row", "describe_environment", "print_rows", "row", "rows_over", "to_json"]
 
-_UNITS = {"ns": 1, "µs": 1e3, "ms": 1e6, "KiB": 1024, "MiB": 1 << 20}  # of ns, of bytes
+_UNITS = {
+    "ns": 1,
+    "runs": 1,
+    "%": 1,
+    "1/s": 1,
+    "µs": 1e3,
+    "ms": 1e6,
+    "KiB": 1024,
+    "MiB": 1 << 20,
+}  # of ns, of bytes
 
 
 @dataclass(frozen=True)

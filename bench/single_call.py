@@ -14,6 +14,7 @@ from timeit import Timer
 from typing import Any
 
 from . import floors
+from .batches import alternate_batches
 from .contenders import FlockFile, Ours, Recipe, installed_peers
 from .report import Row, rows_over
 from .stage import table_name
@@ -21,7 +22,6 @@ from .stage import table_name
 __all__ = ["run"]
 
 KEY = "sku:42"
-_BATCH_SECONDS = 0.0005
 _FLOOR = "floor: begin + finish of the core, from Python"
 _OURS = "uniflight-mp"
 
@@ -52,23 +52,6 @@ def _timer_of(execute: Callable[..., Any]) -> Timer:
     return Timer("execute(key, func)", globals={"execute": execute, "key": KEY, "func": _nothing})
 
 
-def _batch_size(timer: Timer) -> int:
-    calls = 1
-    while timer.timeit(calls) < _BATCH_SECONDS:
-        calls *= 2
-    return calls
-
-
-def _alternate(timers: dict[str, Timer], batches: int) -> dict[str, list[float]]:
-    """Return each timer's samples, in nanoseconds a call."""
-    sizes = {name: _batch_size(timer) for name, timer in timers.items()}
-    samples: dict[str, list[float]] = {name: [] for name in timers}
-    for _ in range(batches):
-        for name, timer in timers.items():
-            samples[name].append(timer.timeit(sizes[name]) * 1e9 / sizes[name])
-    return samples
-
-
 def _one_by_one(execute: Callable[..., Any], calls: int) -> list[float]:
     clock = time.perf_counter_ns
     samples = []
@@ -90,6 +73,6 @@ def run(quick: bool) -> list[Row]:
         table_name("single") as table,
         tempfile.TemporaryDirectory(prefix="uniflight-bench-", dir="/dev/shm") as directory,
     ):
-        samples |= _alternate(_timers(table, directory), batches)
+        samples |= alternate_batches(_timers(table, directory), batches)
         samples[f"{_OURS}, timed one by one"] = _one_by_one(Ours(table).execute, 20 * batches)
     return rows_over(_FLOOR, "ns", samples, {_OURS: "<= 600; <= 1/4 of the best in-process rival"})

@@ -65,7 +65,8 @@ def _takeovers(make: Callable[[], Any], rounds: int, reap: bool, resident: int) 
         for number in range(rounds + 1):
 
             def waits(number: int = number) -> bool:
-                entered = board.all_show(number) and watcher.has_followers(1)
+                followed = watcher.has_followers(f"takeover:{number}", 1)
+                entered = board.all_show(number) and followed
                 return entered and asleep(successor.pid)
 
             leader, connection = cast.start(_lead, make, f"takeover:{number}", resident)

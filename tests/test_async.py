@@ -418,6 +418,64 @@ def test_a_leader_that_took_over_has_its_own_lease_from_then_on(run, table_name,
     run(main())
 
 
+def test_a_successor_in_the_same_loop_has_its_own_lease(run, table_name):
+    async def main():
+        merger, stuck = AsyncMerger(table_name), Work("late")
+        first, second, third = await start(
+            merger.execute("key", Work()),
+            merger.with_options(lease=0.05).execute("key", stuck),
+            merger.execute("key", asyncio.sleep, 0, "prompt"),
+        )
+        first.cancel()
+        assert await third == "prompt"
+        stuck.released.set()
+        assert await second == "late"
+
+    run(main())
+
+
+def test_a_successor_in_the_same_loop_does_not_inherit_a_lease(run, table_name):
+    async def main():
+        merger, second = AsyncMerger(table_name), Work("second")
+        first, successor = await start(
+            merger.with_options(lease=0.02).execute("key", Work()), merger.execute("key", second)
+        )
+        first.cancel()
+        await second.started.wait()
+        await asyncio.sleep(0.04)  # until that lease would be over
+        (follower,) = await start(merger.execute("key", never_async))
+        second.released.set()
+        assert await asyncio.gather(successor, follower) == ["second", "second"]
+
+    run(main())
+
+
+def test_a_takeover_is_not_by_the_lease_of_one_who_is_about_to_leave(
+    run, table_name, processes, until
+):
+    sync = Merger(table_name)
+    call = processes.start(sync.execute, "key", time.sleep, 60)
+    until(sync.flights)
+
+    async def main():
+        merger, second = AsyncMerger(table_name), Work("second")
+        first, successor = await start(
+            merger.with_options(lease=0.02).execute("key", never_async),
+            merger.execute("key", second),
+        )
+        first.cancel()
+        call.kill()
+        desk = merger._desk()
+        until(lambda: desk._look() or not desk._followed)  # before the first one has left
+        await second.started.wait()
+        await asyncio.sleep(0.04)  # until that lease would be over
+        (follower,) = await start(merger.execute("key", never_async))
+        second.released.set()
+        assert await asyncio.gather(successor, follower) == ["second", "second"]
+
+    run(main())
+
+
 def test_a_leader_that_was_cancelled_and_calls_again_follows_its_successor(run, table_name):
     async def main():
         merger, second = AsyncMerger(table_name), Work("second")

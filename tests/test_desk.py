@@ -190,6 +190,24 @@ def closed_with(new_loop, *coroutines):
     return loop
 
 
+def test_a_loop_that_ends_with_its_last_follower_has_closed_its_bell(
+    new_loop, table_name, leading, followed
+):
+    merger, loop = AsyncMerger(table_name), new_loop()
+    leader = leading(Merger(table_name), "key")
+
+    def end():
+        followed(merger)
+        leader.finish()
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    loop.run_until_complete(merger.execute("key", never))
+    loop.close()
+    assert merger._last()._socket is None
+    ending.join(BOUND)
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::RuntimeWarning")
 def test_a_loop_that_is_closed_with_waiting_tasks_leaves_nothing(new_loop, table_name, leading):
     merger = AsyncMerger(table_name)

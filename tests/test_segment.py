@@ -10,7 +10,7 @@ import time
 import pytest
 
 from uniflight_mp import Merger, Role, TableMismatch, TableUnavailable
-from uniflight_mp.segment import destroy
+from uniflight_mp.segment import Segment, destroy
 from uniflight_mp.shmfile import path_of, segment_name
 
 NOBODY = 65534
@@ -304,3 +304,11 @@ def test_destroy_removes_all_that_belongs_to_a_table(table_name):
     assert destroy(segment, table_name) is True
     assert [name for name in os.listdir("/dev/shm") if table_name in name] == []
     assert destroy(segment, table_name) is False
+
+
+def test_a_call_whose_care_took_long_does_not_run_alone(table_name, monkeypatch):
+    with Merger(table_name) as merger:
+        destroy(segment_name(table_name), table_name)
+        monkeypatch.setattr(Segment, "care", lambda self: time.sleep(0.3))
+        time.sleep(0.3)  # until the table is looked after again
+        assert merger.flight("key", int).role is Role.LEADER

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable
 from functools import partial
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 from .base import BaseMerger, Landed, Solo
@@ -32,6 +33,10 @@ class _AsyncioReactor:
         self.remove_reader = loop.remove_reader
         self.is_closed = loop.is_closed
         self.caller: Callable[[], object] = partial(asyncio.current_task, loop)
+
+
+def _no_desk() -> None:
+    """Stand for a weak reference to a desk that is gone."""
 
 
 class AsyncMerger(BaseMerger):
@@ -61,7 +66,10 @@ class AsyncMerger(BaseMerger):
         # The ways of almost every call, spelled out: they are to cost no more than they must.
         if isinstance(step, Lead):
             try:
-                value = await awaitable(func(*args, **kwargs), func)
+                promise = func(*args, **kwargs)
+                if promise.__class__ is not CoroutineType:
+                    promise = awaitable(promise, func)
+                value = await promise
             except BaseException as error:
                 desk.fail(flight, here, step, error)
                 raise
@@ -129,18 +137,15 @@ class AsyncMerger(BaseMerger):
 
         Any other use afterwards raises RuntimeError.
         """
-        self._last = None
+        self._last = _no_desk
         super().close()
 
-    # The segment and the desk of the last call. Weakly: a Merger shall not keep a closed loop.
-    _last: tuple[object, weakref.ref[Desk]] | None = None
+    # The desk of the last call. Weakly: a Merger shall not keep a closed loop.
+    _last: Callable[[], Desk | None] = staticmethod(_no_desk)
 
     def _desk(self) -> Desk:
-        loop, last = asyncio.get_running_loop(), self._last
-        if last is not None and last[0] is self._segment:
-            desk = last[1]()
-            if desk is not None and desk.loop is loop:
-                return desk
-        desk = desk_of(self._segment, loop, _AsyncioReactor)
-        self._last = (self._segment, weakref.ref(desk))
+        loop, desk = get_running_loop(), self._last()
+        if desk is None or desk.loop is not loop:
+            desk = desk_of(self._segment, loop, _AsyncioReactor)
+            self._last = weakref.ref(desk)
         return desk

@@ -335,6 +335,8 @@ class BaseMerger:
             # unless the table is damaged, and cannot be replaced at the moment.
             self._segment.care()
             step = self._begin(key, *doorbell)
+            if step is None:  # caring took so long that it is asked for again
+                step = self._begin(key, *doorbell)
             if step == shm.DAMAGED and self._segment.care():
                 step = self._begin(key, *doorbell)
         if isinstance(step, (Lead, Follow, Solo)):

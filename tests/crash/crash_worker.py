@@ -35,12 +35,10 @@ from uniflight_mp import (
     MsgpackCodec,
     Outcome,
     _shm,
-    aio,
-    cooperative,
 )
 from uniflight_mp import results as results_module
 from uniflight_mp import segment as segment_module
-from uniflight_mp.core import Lead
+from uniflight_mp.base import BaseMerger
 
 PR_SET_PDEATHSIG = 1
 CLONE_NEWPID = 0x20000000
@@ -70,44 +68,24 @@ class Recorder:
         os.write(self.fd, line.encode())
 
 
-LEADING: ContextVar[bool] = ContextVar("LEADING", default=False)
+# Of the call that runs in this thread or task.
+ALONE: ContextVar[bool] = ContextVar("ALONE", default=False)
 
 
-class Watched(Merger):
+class _Telling(BaseMerger):
     """A Merger whose functions can tell whether they run as leader or alone."""
 
-    def _lead(self, lead, func, args, kwargs):
-        def as_leader(*args, **kwargs):
-            before = LEADING.set(True)
-            try:
-                return func(*args, **kwargs)
-            finally:
-                LEADING.reset(before)
-
-        return super()._lead(lead, as_leader, args, kwargs)
+    def _solo(self, reason, table):
+        ALONE.set(True)
+        return super()._solo(reason, table)
 
 
-def watch_loops() -> None:
-    """Let the functions of every AsyncMerger tell, too."""
+class Watched(_Telling, Merger):
+    pass
 
-    def watched(awaitable):
-        def watched_awaitable(result, func):
-            ready = awaitable(result, func)
-            if not isinstance(sys._getframe(1).f_locals.get("step"), Lead):
-                return ready  # it runs alone
 
-            async def as_leader():
-                LEADING.set(True)  # of this task, to be reset when its call ends
-                try:
-                    return await ready
-                finally:
-                    LEADING.set(False)
-
-            return as_leader()
-
-        return watched_awaitable
-
-    aio.awaitable = cooperative.awaitable = watched(cooperative.awaitable)
+class WatchedAsync(_Telling, AsyncMerger):
+    pass
 
 
 class ArmingCodec(MsgpackCodec):
@@ -170,6 +148,7 @@ class Caller:
     def _begin(self, key: Any, options: dict[str, Any]) -> tuple[Any, str]:
         merger = self.merger.with_options(**options) if options else self.merger
         terms = merger._options
+        ALONE.set(False)
         call = f"{self.name}.{next(self.numbers)}"
         self.record("call", call=call, key=key, timeout=terms.timeout, lease=terms.lease)
         return merger, call
@@ -204,7 +183,7 @@ class Caller:
     @contextmanager
     def _execution(self, call: str, key: Any) -> Iterator[dict[str, Any]]:
         about = {"call": call, "execution": f"{call}x{next(self.numbers)}"}
-        self.record("execute", key=key, leads=LEADING.get(), **about)
+        self.record("execute", key=key, leads=not ALONE.get(), **about)
         try:
             yield about
         except BaseException:

@@ -3,9 +3,9 @@
     storm.py '{"table": …, "directory": …, "seed": …, "kills": …, "everybody": false}'
 
 Every process writes its events into a file of its own in ``directory``; see history.py. Half of
-the workers use the Merger that was made before the fork, half open the table themselves. Each has
-two threads that call. Where the core has
-crash points, some workers die or stop at one.
+the workers use the Merger that was made before the fork, half open the table themselves. Most have
+two threads that call; every third has an event loop, with tasks that call and are cancelled now and
+then. Where the core has crash points, some workers die or stop at one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from crash_worker import EXTRA, Caller, Recorder, Watched, die_with_parent
+from crash_worker import EXTRA, Caller, Recorder, Watched, WatchedAsync, die_with_parent
 
 from uniflight_mp import Limits, _shm
 
@@ -32,10 +32,12 @@ TASKS = 4
 MANY = 1_000_000
 KEYS = ("red", "green", "blue")
 FORGOTTEN = "blue"  # the only key that is ever forgotten
+PAUSES = (0, 0, 0.002, 0.02)  # seconds between two calls
 SIZES = (20, 200, 2_000, EXTRA, 6 * EXTRA)
 KILLS_PER_SECOND = 16
 LONGEST = 150.0  # seconds; then the storm is over, however few it killed
 LIMITS = Limits(flights=64, waiters=64, threads=64)
+Kind = TypeVar("Kind", Watched, WatchedAsync)
 POINTS: tuple[str, ...] = getattr(_shm, "CRASH_POINTS", ())
 
 OPTIONS: tuple[dict[str, Any], ...] = (
@@ -48,8 +50,8 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 )
 
 
-def open_merger(table: str) -> Watched:
-    return Watched(table, limits=LIMITS, max_takeovers=MANY)
+def open_merger(kind: type[Kind], table: str) -> Kind:
+    return kind(table, limits=LIMITS, max_takeovers=MANY)
 
 
 # ---- a worker ------------------------------------------------------------------------------
@@ -80,7 +82,18 @@ def call_without_pause(caller: Caller, dice: random.Random, over: threading.Even
         caller.call(dice.choice(KEYS), function, dice.choice(SIZES), **dice.choice(OPTIONS))
         if dice.random() < 0.01:
             caller.forget(FORGOTTEN)
-        time.sleep(dice.choice((0, 0, 0.002, 0.02)))
+        time.sleep(dice.choice(PAUSES))
+
+
+def call_in_threads(
+    merger: Watched, record: Recorder, dice: random.Random, over: threading.Event
+) -> None:
+    main, second = (Caller(merger, record, f"{record.life}.{number}") for number in range(2))
+    others = random.Random(record.life)
+    thread = threading.Thread(target=call_without_pause, args=(second, others, over))
+    thread.start()
+    call_without_pause(main, dice, over)
+    thread.join()
 
 
 class AsyncFunction(Function):
@@ -92,24 +105,46 @@ class AsyncFunction(Function):
             await asyncio.sleep(seconds)
 
 
-def live(life: str, merger: Watched | None, config: dict[str, Any]) -> None:
+async def await_without_pause(caller: Caller, dice: random.Random, over: threading.Event) -> None:
+    function = AsyncFunction(dice)
+    while not over.is_set():
+        call = asyncio.create_task(
+            caller.call_async(
+                dice.choice(KEYS), function, dice.choice(SIZES), **dice.choice(OPTIONS)
+            )
+        )
+        if dice.random() < 0.1:
+            asyncio.get_running_loop().call_later(dice.uniform(0, 0.02), call.cancel)
+        await asyncio.wait([call])
+        if dice.random() < 0.01:
+            caller.forget(FORGOTTEN)
+        await asyncio.sleep(dice.choice(PAUSES))
+
+
+async def call_in_tasks(
+    merger: WatchedAsync, record: Recorder, dice: random.Random, over: threading.Event
+) -> None:
+    callers = [Caller(merger, record, f"{record.life}.{number}") for number in range(TASKS)]
+    await asyncio.gather(*(await_without_pause(caller, dice, over) for caller in callers))
+
+
+def live(life: str, kind: type[Kind], inherited: Kind | None, config: dict[str, Any]) -> None:
     """Be a worker until SIGTERM, if nothing comes before."""
     die_with_parent()
     dice = random.Random(f"{config['seed']}/{life}")
     over = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: over.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     log = os.open(f"{config['directory']}/{life}", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     record = Recorder(log, life)
     if POINTS and dice.random() < 0.4:
         record("armed")
         _shm.arm(dice.choice(POINTS), dice.choice(("kill", "kill", "stop")))
-    merger = merger or open_merger(config["table"])
-    main = Caller(merger, record, f"{life}.0")
-    second = Caller(merger, record, f"{life}.1")
-    thread = threading.Thread(target=call_without_pause, args=(second, random.Random(life), over))
-    thread.start()
-    call_without_pause(main, dice, over)
-    thread.join()
+    merger = inherited or open_merger(kind, config["table"])
+    if isinstance(merger, WatchedAsync):
+        asyncio.run(call_in_tasks(merger, record, dice, over))
+    else:
+        call_in_threads(merger, record, dice, over)
     os._exit(0)
 
 
@@ -122,7 +157,7 @@ class Storm:
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
         self.dice = random.Random(config["seed"])
-        self.merger = open_merger(config["table"])
+        self.mergers = [open_merger(kind, config["table"]) for kind in (Watched, WatchedAsync)]
         self.log = os.open(f"{config['directory']}/storm", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         self.numbers = itertools.count()
         self.lives: dict[int, str] = {}
@@ -136,13 +171,17 @@ class Storm:
     def spawn(self) -> None:
         number = next(self.numbers)
         life = f"life{number}"
+        merger = self.mergers[number % 3 == 0]
+        # The storm may be over before the child could tell what SIGTERM means to it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         pid = os.fork()
         if pid == 0:
             try:
-                live(life, self.merger if number % 2 else None, self.config)
+                live(life, type(merger), merger if number % 2 else None, self.config)
             finally:
                 os._exit(1)
         self.lives[pid] = life
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     def kill(self, pid: int) -> None:
         self.note("kill", pid)

@@ -1,0 +1,105 @@
+"""From the end of the leader's function to a coroutine in another process that has the value.
+
+As in ``wake_up`` with one follower, but the follower is a task of an event loop, and a sample
+ends when it goes on behind its ``await``. The leader is synchronous. The floor does the same with
+a bare datagram socket: its bytes are the value, and ``add_reader`` resumes the coroutine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+from uniflight_mp import AsyncMerger
+
+from .contenders import Ours
+from .pair import PAYLOAD, compute, never, pair_delays
+from .report import Row, rows_over
+from .stage import Board, alternate, table_name
+
+__all__ = ["run"]
+
+
+class _Ours(Ours):
+    """Leads as a Merger does, and follows as an AsyncMerger."""
+
+    def __init__(self, table: str) -> None:
+        super().__init__(table)
+        self.follow = AsyncMerger(table).execute
+
+
+class _BareDatagram:
+    """No single-flight at all: what an event loop can do with one datagram.
+
+    For one leader and one follower, known beforehand. To be made before the fork.
+    """
+
+    def __init__(self) -> None:
+        self._address = f"\0uniflight-bench-{secrets.token_hex(8)}"
+        self._receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._receiver.bind(self._address)
+        self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._listens = False
+
+    def has_followers(self, key: str, count: int) -> bool:
+        """Tell nothing: it cannot be asked who waits."""
+        return True
+
+    def execute(self, key: str, func: Callable[..., Any], *args: object) -> Any:
+        """Send the follower the function's value."""
+        value = func(*args)
+        self._sender.sendto(value, self._address)
+        return value
+
+    async def follow(self, key: str, func: Callable[..., Any]) -> bytes:
+        """Return what was sent."""
+        loop = asyncio.get_running_loop()
+        self._future = loop.create_future()
+        if not self._listens:
+            self._listens = True
+            loop.add_reader(self._receiver.fileno(), self._receive)
+        return await self._future
+
+    def _receive(self) -> None:
+        self._future.set_result(self._receiver.recv(PAYLOAD))
+
+
+async def _follow(connection: Connection, make: Callable[[], Any], board: Board) -> None:
+    follow = make().follow
+    samples = []
+    # Nothing else is to run in this loop while it waits for the next round.
+    while (number := connection.recv()) is not None:
+        board.show(0, number)
+        value = await follow(f"pair:{number}", never)
+        samples.append(time.monotonic_ns() - int.from_bytes(value[:8], "little"))
+    connection.send(samples)
+
+
+def _follow_in_loop(connection: Connection, make: Callable[[], Any], board: Board) -> None:
+    asyncio.run(_follow(connection, make, board))
+
+
+def _rows(table: str, busy: bool, quick: bool) -> list[Row]:
+    what = f"the leader's core {'busy' if busy else 'idle'} until then"
+    floor, name = f"floor: datagram + add_reader, {what}", "uniflight-mp: 1 KiB to a coroutine"
+    bare = _BareDatagram()
+    contenders = {floor: lambda: bare, name: partial(_Ours, table)}
+    hold = compute if busy else time.sleep
+    measures = {
+        what: lambda rounds, make=make: pair_delays(make, rounds, hold, _follow_in_loop)
+        for what, make in contenders.items()
+    }
+    samples = alternate(measures, 100 if quick else 2000, 1 if quick else 10)
+    return rows_over(floor, "µs", samples, {name: "<= 30"})
+
+
+def run(quick: bool) -> list[Row]:
+    """Measure."""
+    with table_name("wake-async") as table:
+        return _rows(table, True, quick) + _rows(table, False, quick)
