@@ -92,7 +92,7 @@ CONFIGS = (
     Config("sealing-two-calls-forget", "CALLS=2 SEALING FORGETS=2 CANCELS=1 NS=3", full=True),
     Config("sealing-all", "CALLERS=4 SEALING KILLS=2 CANCELS=1 TIMEOUTS=1 NS=3", full=True),
     Config("sealing-lock", "CALLERS=4 SEALING LOCK_TIMEOUTS=1 KILLS=2 CANCELS=1", full=True),
-    Config("sealing-reborn", "CALLS=2 SEALING REBORN KILLS=2 CANCELS=1 NS=3", full=True),
+    Config("sealing-reborn", "CALLS=2 SEALING REBORN KILLS=1 CANCELS=1 NS=3", full=True),
     Config("sealing-four-strict", "CALLERS=4 STRICT KILLS=2 CANCELS=1", full=True),
     Config("sealing-four-prompt", "CALLERS=4 SEALING PROMPT KILLS=2 CANCELS=1", full=True),
     Config("cycles-sealing", "CALLS=2 SEALING LEASES=1 NS=3", full=True, cycles=True),
