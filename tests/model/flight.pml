@@ -22,6 +22,9 @@
  *                LIES, a dead owner may be taken for a living one that many times, as
  *                when another one holds its life lock for a moment to probe it.
  *   payload      two halves, each the epoch of the leadership that wrote it.
+ *   sealing      with SEALING a leader that is waited for comes twice: the first time its
+ *                flight is sealed, the second time it brings the encoded result.  With STRICT
+ *                it seals first in any case.  In between it may cancel, die, be superseded.
  *   lease        `expired`, set by the clock at any moment, LEASES times in all.
  *   lock timeout whoever waits for a lock that is held may give up, LOCK_TIMEOUTS times.
  *   sleep        bounded: a waiter looks again whenever there is something to see.  Posts
@@ -53,19 +56,28 @@
  *
  * What is asserted
  *   1 at most one leader, alive and not fenced, per flight; it is replaced only when dead,
- *     resigned or past its lease; flights that run unattached were forgotten.
+ *     resigned or past its lease; flights that run unattached were forgotten or sealed.
+ *     Nowhere two functions of one key, but beside one that was forgotten or is past its
+ *     lease.  A function runs from UF_LEADER until its leader next has the lock (or gives up
+ *     waiting for it): the table cannot know earlier.
  *     All followers of a flight take one leadership's payload, that of the epoch at the
- *     end, and were waiting when it was published (no stale result).
- *     The table cannot know when the function returned: an execution ends when finish
- *     publishes.
+ *     end, and were waiting when it was published.  Its function had not returned when
+ *     they came (no stale result), wherever their cells have moved to since.
+ *     A forgotten flight is never attached again, and none of its waiters moves.
  *   2 both halves are of that epoch, when it is taken and until the follower has left.
  *   3 no state without a successor until all have returned (spin: invalid end states), and
  *     no cycle at all (configurations `cycles-*`): every call returns.
  *   4 the newcomer leads, and leaves nothing in use.
- *   5 at most one attached flight per key; and at every unlock all of check.c.
+ *   5 at most one attached flight per key, and none that is sealed; and at every unlock all of check.c.
  *   6 no more than MAX_TAKEOVERS leaderships after a death; then DIED for those who wait.
  *   7 finish stores nothing unless generation, epoch and state are the leader's.
  *   Every UF_DAMAGED of the C code is an assertion that fails.
+ *
+ * What is not modelled
+ *   Event loops: the doorbell they share, tasks of one thread that lead and follow at the
+ *   same time, desk.py.  Every caller here is a thread that blocks in one call.
+ *   The objects that are kept for followers in the leader's process; results in extra
+ *   segments; replacing a damaged table.
  */
 
 /* ---- configuration ---------------------------------------------------------------- */
@@ -112,6 +124,9 @@
 #ifdef PROMPT
 #define SEMAPHORES
 #endif
+#ifdef STRICT
+#define SEALING
+#endif
 
 /* ---- the segment ------------------------------------------------------------------ */
 
@@ -130,6 +145,9 @@ bool dirty;             /* the holder died: EOWNERDEAD */
 byte state[NS], generation[NS], epoch[NS], leader[NS], resigned[NS], key[NS];
 byte first[NS], last[NS], deaths[NS], kind[NS], half_a[NS], half_b[NS];
 bool attached[NS], expired[NS];
+#ifdef SEALING
+bool sealed[NS];
+#endif
 
 byte owner[NC], cell_generation[NC], cell_slot[NC], next[NC];
 bool cell_resigned[NC];
@@ -187,6 +205,19 @@ byte audience;          /* one bit per cell: in the list when its flight became 
 byte taken[NS];         /* the epoch a follower took */
 bool forgotten[NS];
 byte lives[NS];         /* leaderships that came after a death */
+byte runs[CALLERS + 1]; /* IDLE, or how its function runs */
+byte over;              /* one bit per slot: the present leader's function has returned */
+byte older[CALLERS + 1];     /* `over` when the call came, but for leaders replaced since then */
+
+#define IDLE 0
+#define RUNS 1          /* for all who call its key */
+#define RUNS_APART 2    /* forgotten, or past its lease: another one may run */
+
+/* A new leadership of slot y begins: whatever returned there before is not its function. */
+#define NEW_EPOCH(y) epoch[y]++; NEW_FUNCTION(y)
+#define NEW_FUNCTION(y) d_step { over = over & ~(1 << (y)); gone = 0; do \
+    :: gone <= CALLERS -> older[gone] = older[gone] & ~(1 << (y)); gone++ \
+    :: else -> gone = 0; break od }
 
 /* ---- scratch of the lock's holder --------------------------------------------------- */
 
@@ -209,10 +240,16 @@ byte was;               /* the first waiter before the dead were dropped */
 #endif
 byte back, drop_back;
 bool whole, was_first, was_done, died, leaderless, again;
+#ifdef SEALING
+byte newer;             /* slot + 1 that a cell moves to */
+#endif
 
 inline clear_scratch() {
 #ifdef SEMAPHORES
     was = 0;
+#endif
+#ifdef SEALING
+    newer = 0;
 #endif
     i = 0; x = 0; w = 0; before = 0; back = 0; drop_back = 0;
     whole = 0; was_first = 0; was_done = 0; died = 0; leaderless = 0; again = 0
@@ -227,6 +264,7 @@ inline clear_scratch() {
 #define TAKEOVER 5
 #define FORGET 6
 #define REAP 7
+#define SEAL 8          /* strict: before the result is encoded, whoever waits */
 
 #define LEADER 1        /* what the call is told at the unlock */
 #define FOLLOWER 2
@@ -284,6 +322,10 @@ inline free_cell(cell) {
 inline free_slot(y) {
     state[y] = FREE; leader[y] = 0; deaths[y] = 0; kind[y] = NONE; half_a[y] = 0; half_b[y] = 0;
     expired[y] = 0; key[y] = 0; taken[y] = 0; forgotten[y] = 0; lives[y] = 0;
+#ifdef SEALING
+    sealed[y] = 0;
+#endif
+    NEW_FUNCTION(y);
     first[y] = 0; last[y] = 0
 }
 
@@ -294,6 +336,18 @@ inline bypass() {
     :: else -> next[before - 1] = next[w - 1]
     fi;
     if :: next[w - 1] == 0 -> last[x] = before :: else fi
+}
+
+/* Takes the caller's own cell out of its slot's list. */
+inline unlink() {
+    d_step {
+        x = s; w = first[s]; before = 0;
+        do
+        :: w != c + 1 -> assert(w != 0); before = w; w = next[w - 1]
+        :: else -> break
+        od;
+        bypass(); x = 0; w = 0; before = 0
+    }
 }
 
 inline append(y, cell) {
@@ -351,10 +405,17 @@ inline check_payload() {
         assert(half_a[s] == half_b[s]);
         assert(half_a[s] == epoch[s]);
         assert(taken[s] == 0 || taken[s] == half_a[s]);
+        assert((older[me] >> s & 1) == 0);
         taken[s] = half_a[s]
     :: else -> assert(deaths[s] >= MAX_TAKEOVERS)
     fi
 }
+
+#ifdef SEALING
+#define SEALED(y) sealed[y]
+#else
+#define SEALED(y) false
+#endif
 
 /* check.c, at every unlock. */
 inline check_group() {
@@ -374,8 +435,9 @@ inline check_group() {
         :: w < CALLERS && !(leads[w] && flight_slot[w] == i && flight_epoch[w] == epoch[i]) -> w++
         :: else -> break
         od;
-        assert(attached[i] || forgotten[i] || state[i] == FREE || state[i] == DONE ||
+        assert(attached[i] || forgotten[i] || SEALED(i) || state[i] == FREE || state[i] == DONE ||
                (w == CALLERS && first[i] == 0));
+        assert(!(attached[i] && (forgotten[i] || SEALED(i))));
         assert(state[i] != FREE || first[i] == 0);
         assert((state[i] != DONE && state[i] != ORPHANED) || first[i] != 0);
         x = 0;
@@ -405,9 +467,12 @@ inline check_leader() {
     do
     :: i <= CALLERS ->
         assert(!(leads[i] && flight_slot[i] == s && flight_epoch[i] == epoch[s]));
+        /* Nor does another flight run the function. */
+        assert(runs[i] != RUNS || i == me || key[flight_slot[i]] != key[s] || forgotten[s]);
         i++
     :: else -> break
     od;
+    runs[me] = (forgotten[s] || expired[s] -> RUNS_APART : RUNS);
     flight_slot[me] = s; flight_epoch[me] = epoch[s]; leads[me] = 1;
     if
     :: died -> lives[s]++; assert(lives[s] <= MAX_TAKEOVERS)
@@ -428,6 +493,30 @@ inline check_replaced() {
     w = 0
 }
 
+/* From now on another leader may run beside that of slot y: it was forgotten, or its lease is over. */
+inline excuse(y) {
+    w = 0;
+    do
+    :: w <= CALLERS ->
+        if
+        :: runs[w] == RUNS && flight_slot[w] == y && flight_epoch[w] == epoch[y] -> runs[w] = RUNS_APART
+        :: else
+        fi;
+        w++
+    :: else -> w = 0; break
+    od
+}
+
+/* The leader `me` comes with its function's result, or without one: from now on its result is
+ * too old for whoever calls. */
+inline returns() {
+    runs[me] = IDLE;
+    if
+    :: op != ABANDON && flight_epoch[me] == epoch[s] && state[s] == RUNNING -> over = over | (1 << s)
+    :: else
+    fi
+}
+
 inline check_nothing_in_use() {
     i = 0;
     do
@@ -446,11 +535,22 @@ inline check_nothing_in_use() {
 
 /* ---- a caller -------------------------------------------------------------------------- */
 
+#ifdef STRICT
+#define COMES_BACK SEAL
+#else
+#define COMES_BACK FINISH
+#endif
+#if CANCELS
+#define MAY_CANCEL(next) if :: op = next :: cancels > 0 && me < CALLERS -> cancels--; op = ABANDON fi
+#else
+#define MAY_CANCEL(next) op = next
+#endif
+
 proctype Caller(byte me) {
     byte calls = CALLS, record = me;
     byte op, told;
     byte s, g, c, k;    /* slot, generation and cell of the flight; key of the call */
-#ifdef NEEDS_PAYLOAD
+#ifdef SEALING
     bool encoded;
 #endif
 #ifdef PROMPT
@@ -477,8 +577,8 @@ proctype Caller(byte me) {
 
 atomic { skip; new_call:
     s = 0; g = 0; c = 0; k = 0; told = 0; op = 0;
-    flight_slot[me] = 0; flight_epoch[me] = 0; leads[me] = 0;
-#ifdef NEEDS_PAYLOAD
+    flight_slot[me] = 0; flight_epoch[me] = 0; leads[me] = 0; runs[me] = IDLE; older[me] = 0;
+#ifdef SEALING
     encoded = 0;
 #endif
     if
@@ -503,6 +603,11 @@ take_lock:
         lock == 0 && started >= me ->
         lock = me + 1;
         if :: started == me -> started++ :: else fi;
+        if
+        :: op == BEGIN -> older[me] = over
+        :: op == FINISH || op == ABANDON || op == SEAL -> returns()
+        :: else
+        fi;
         if :: dirty -> goto repair :: else -> goto locked fi
        }
 #if LOCK_TIMEOUTS
@@ -512,7 +617,14 @@ take_lock:
         if :: started == me -> started++ :: else fi;
         if
         :: op == BEGIN || op == FORGET -> goto new_call
-        :: op == FINISH || op == ABANDON -> goto resign
+        :: op == FINISH || op == ABANDON -> returns(); goto resign
+#ifdef STRICT
+#ifdef M_SEAL_GIVES_UP
+        :: op == SEAL -> returns(); encoded = 1; op = FINISH; goto take_lock
+#else
+        :: op == SEAL -> returns(); goto resign
+#endif
+#endif
         :: op == LEAVE -> goto resign_cell
         :: op == TAKEOVER -> goto wait
         :: op == TAKEOVER -> op = LEAVE; goto take_lock
@@ -547,6 +659,9 @@ atomic { skip; locked:
     :: op == BEGIN -> goto begin
     :: op == FINISH -> goto finish
     :: op == ABANDON -> goto abandon
+#ifdef STRICT
+    :: op == SEAL -> goto seal_strict
+#endif
     :: op == LEAVE -> goto leave
     :: op == TAKEOVER -> goto takeover
 #if FORGETS
@@ -594,11 +709,7 @@ atomic { skip; unlocked:
     if
     :: told == LEADER ->
         told = 0;
-#if CANCELS
-        if :: op = FINISH :: cancels > 0 && me < CALLERS -> cancels--; op = ABANDON fi;
-#else
-        op = FINISH;
-#endif
+        MAY_CANCEL(COMES_BACK);
 #ifdef M_PAYLOAD_OUTSIDE_LOCK
         goto write_outside
 #else
@@ -606,7 +717,9 @@ atomic { skip; unlocked:
 #endif
     :: told == FOLLOWER -> assert(me < CALLERS); told = 0; op = 0; goto wait
     :: told == PENDING && op == TAKEOVER -> told = 0; op = 0; goto wait
-    :: told == PENDING && op == FINISH -> told = 0; goto take_lock
+#ifdef SEALING
+    :: told == PENDING && (op == FINISH || op == SEAL) -> told = 0; MAY_CANCEL(FINISH); goto take_lock
+#endif
     :: told == PENDING && (op == FORGET || op == REAP) ->
         if :: op == REAP -> check_nothing_in_use(); calls = 0 :: else fi;
         told = 0; op = BEGIN; goto take_lock
@@ -720,14 +833,14 @@ fresh:
        }
     KILL
     fi;
-    if :: atomic { epoch[s]++ } KILL fi;
+    if :: atomic { NEW_EPOCH(s) } KILL fi;
     if :: atomic { key[s] = k; leader[s] = OWNER(record); g = generation[s] } KILL fi;
     if :: atomic { state[s] = RUNNING } KILL fi;
     if :: atomic { attached[s] = 1; told = LEADER; goto unlock } KILL fi;  /* COMMIT */
 
 lead:                   /* lead_locked */
 #ifdef M_TAKEOVER_EPOCH_FIRST
-    if :: atomic { check_replaced(); epoch[s]++ } KILL fi;
+    if :: atomic { check_replaced(); NEW_EPOCH(s) } KILL fi;
 #endif
 #ifdef M_TAKEOVER_STATE_FIRST
     if :: atomic { state[s] = RUNNING } KILL fi;
@@ -749,9 +862,28 @@ lead:                   /* lead_locked */
 #endif
 #ifndef M_TAKEOVER_EPOCH_FIRST
 #ifndef M_NO_EPOCH
-    if :: atomic { epoch[s]++ } KILL fi;
+    if :: atomic { NEW_EPOCH(s) } KILL fi;
 #endif
 #endif
+#ifdef SEALING
+    if
+    :: atomic {
+        state[s] = RUNNING;                                                /* COMMIT */
+#ifdef M_UNSEAL_FORGOTTEN
+        if :: attached[s] -> goto led :: else fi
+#else
+        if :: !sealed[s] -> goto led :: else fi
+#endif
+       }
+    KILL
+    fi;
+#ifdef M_UNSEAL_FIRST
+    if :: atomic { sealed[s] = 0 } KILL fi;
+#endif
+    if :: atomic { attached[s] = 1 } KILL fi;
+    if :: atomic { sealed[s] = 0 } KILL fi;
+#endif
+led:
     if
     :: atomic {
         state[s] = RUNNING;                                                /* COMMIT */
@@ -767,7 +899,7 @@ lead:                   /* lead_locked */
 
 give_up:                /* give_up_locked */
 #ifdef M_GIVE_UP_BUMPS_EPOCH
-    if :: atomic { epoch[s]++ } KILL fi;
+    if :: atomic { NEW_EPOCH(s) } KILL fi;
 #endif
     if :: atomic { assert(died && first[s] != 0); kind[s] = DIED } KILL fi;
     if :: atomic { done(s) } KILL fi;                                      /* COMMIT */
@@ -802,22 +934,79 @@ takeover:
     KILL
     fi;
 
+#if defined(M_MOVE_FORGOTTEN)
+#define MOVES (x != s)
+#elif defined(M_LEADS_BESIDE_NEWER)
+#define MOVES false
+#else
+#define MOVES sealed[s]
+#endif
 takeover_swept:
     if
     :: atomic {
         if :: died && deaths[s] >= MAX_TAKEOVERS -> goto give_up :: else fi;
-        d_step {
-            x = s; w = first[s]; before = 0;
+#ifdef SEALING
+        d_step {                /* find_newer_locked */
+            x = 0;
             do
-            :: w != c + 1 -> assert(w != 0); before = w; w = next[w - 1]
+            :: x < NS && !(attached[x] && key[x] == key[s]) -> x++
             :: else -> break
             od;
-            bypass(); x = 0; w = 0; before = 0
-        }
+            if
+            :: x < NS && MOVES -> newer = x + 1; was_first = (first[s] == c + 1)
+            :: else -> newer = 0
+            fi;
+            x = 0
+        };
+#endif
+        unlink()
        }
     KILL
     fi;
+#ifdef SEALING
+    if :: atomic { newer != 0 -> goto move } :: atomic { newer == 0 } KILL fi;
+#endif
     if :: atomic { free_cell(c); c = 0; goto lead } KILL fi;
+
+#ifdef SEALING
+move:                   /* uf_move_locked, move_locked; the cell is in no list any more.  Only its owner
+                         * moves it, so whoever dies in here leaves a cell of the dead. */
+    if
+    :: atomic {
+        assert(!forgotten[s]);
+#ifndef M_MOVE_KEEPS_GENERATION
+        cell_generation[c] = generation[newer - 1]
+#endif
+       }
+    KILL
+    fi;
+    if :: atomic { cell_slot[c] = newer - 1 } KILL fi;
+    if
+    :: atomic {
+        append(newer - 1, c);
+        x = s; s = newer - 1; g = generation[s];
+        if
+        :: state[x] == RUNNING || first[x] != 0 ->
+#ifndef M_MOVE_WAKES_NOBODY
+            if :: was_first -> WAKE_FIRST(x) :: else fi;
+#endif
+            told = PENDING; goto unlock
+        :: else
+        fi
+       }
+    KILL
+    fi;
+    if
+    :: atomic {
+#ifdef M_MOVE_LEAVES_ORPHAN
+        told = PENDING; goto unlock;
+#endif
+        free_slot(x)
+       }
+    KILL
+    fi;
+    if :: atomic { attached[x] = 0; told = PENDING; goto unlock } KILL fi;
+#endif
 
 /* ---- flight.c: finish, abandon, forget ---- */
 #ifdef M_PAYLOAD_OUTSIDE_LOCK
@@ -847,13 +1036,13 @@ finish_dropped:
         :: first[s] == 0 -> goto end_empty
         :: else
         fi;
-#ifdef NEEDS_PAYLOAD
+#ifdef SEALING
         if
         :: !encoded ->
 #ifndef M_FINISH_WAKES_NO_SUCCESSOR
             if :: SUCCEEDED(s) -> WAKE_FIRST(s) :: else fi;
 #endif
-            encoded = 1; told = PENDING; goto unlock
+            goto seal
         :: else
         fi;
 #endif
@@ -890,6 +1079,35 @@ finish_dropped:
        }
     KILL
     fi;
+
+#ifdef SEALING
+#ifdef STRICT
+seal_strict:
+    if
+    :: atomic {
+        encoded = 1;
+        if :: !PRESENT -> told = PENDING; goto unlock :: else fi
+       }
+    KILL
+    fi;
+#endif
+seal:                   /* seal_locked */
+    if
+    :: atomic {
+        encoded = 1;
+#ifdef M_SEAL_AFTER_ENCODING
+        told = PENDING; goto unlock;
+#endif
+        if :: !attached[s] -> told = PENDING; goto unlock :: else fi    /* forgotten */
+       }
+    KILL
+    fi;
+#ifdef M_DETACH_BEFORE_SEAL
+    if :: atomic { attached[s] = 0 } KILL fi;
+#endif
+    if :: atomic { sealed[s] = 1 } KILL fi;
+    if :: atomic { attached[s] = 0; told = PENDING; goto unlock } KILL fi;
+#endif
 
 end_empty:              /* of finish and of abandon, when nobody waits */
     if :: atomic { free_slot(s) } KILL fi;                                 /* COMMIT */
@@ -931,7 +1149,7 @@ forget:
             od
         };
         if
-        :: x < NS -> attached[x] = 0; forgotten[x] = 1                     /* COMMIT */
+        :: x < NS -> attached[x] = 0; forgotten[x] = 1; excuse(x)          /* COMMIT */
         :: else
         fi;
         told = PENDING;
@@ -949,14 +1167,7 @@ leave:
         was_first = (first[s] == c + 1);
         was_done = (state[s] == DONE);
         if :: was_done -> check_payload() :: else fi;
-        d_step {
-            x = s; w = first[s]; before = 0;
-            do
-            :: w != c + 1 -> assert(w != 0); before = w; w = next[w - 1]
-            :: else -> break
-            od;
-            bypass(); x = 0; w = 0; before = 0
-        }
+        unlink()
        }
     KILL
     fi;
@@ -1102,6 +1313,9 @@ repair_slot:
 #ifndef M_REPAIR_KEEPS_ATTACHED
         if :: state[i] == FREE || state[i] == DONE -> attached[i] = 0 :: else fi;
 #endif
+#if defined(SEALING) && !defined(M_REPAIR_KEEPS_SEALED)
+        if :: attached[i] -> sealed[i] = 0 :: else fi;
+#endif
         i++;
         if :: i < NS -> goto repair_slot :: else -> i = 0; goto repair_cell fi
        }
@@ -1212,8 +1426,8 @@ atomic { skip; dead:
     held[record] = 0;
     if :: started == me -> started++ :: else fi;
     s = 0; g = 0; c = 0; k = 0; told = 0; op = 0;
-    flight_slot[me] = 0; flight_epoch[me] = 0; leads[me] = 0;
-#ifdef NEEDS_PAYLOAD
+    flight_slot[me] = 0; flight_epoch[me] = 0; leads[me] = 0; runs[me] = IDLE; older[me] = 0;
+#ifdef SEALING
     encoded = 0;
 #endif
 #ifdef PROMPT
@@ -1245,13 +1459,26 @@ end: skip
 }
 
 #if LEASES
+inline excuse_late(y) {
+    n = 0;
+    do
+    :: n <= CALLERS ->
+        if
+        :: runs[n] == RUNS && flight_slot[n] == y && flight_epoch[n] == epoch[y] -> runs[n] = RUNS_APART
+        :: else
+        fi;
+        n++
+    :: else -> n = 0; break
+    od
+}
+
 proctype Clock() {
-    byte y;
+    byte n;
 end:
     do
-    :: atomic { leases > 0 && state[0] == RUNNING && !expired[0] -> leases--; expired[0] = 1 }
+    :: atomic { leases > 0 && state[0] == RUNNING && !expired[0] -> leases--; expired[0] = 1; excuse_late(0) }
 #if NS > 1
-    :: atomic { leases > 0 && state[1] == RUNNING && !expired[1] -> leases--; expired[1] = 1 }
+    :: atomic { leases > 0 && state[1] == RUNNING && !expired[1] -> leases--; expired[1] = 1; excuse_late(1) }
 #endif
     od
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks the model of the protocol (flight.pml) with spin.
 
-    run.py [--quick]   every configuration in about a minute, less than 4 GiB
+    run.py [--quick]   every configuration in about two minutes, less than 4 GiB
     run.py --full      larger ones as well; minutes, less than 6 GiB
     run.py --mutants   breaks one rule at a time; spin has to find a counterexample
 
@@ -56,10 +56,18 @@ CONFIGS = (
     Config("reborn", "REBORN CALLS=2 KILLS=1"),
     Config("false-life", "LIES=2 KILLS=3 CANCELS=1 TIMEOUTS=1"),
     Config("no-room", "KEYS=2 NS=1 NC=1 KILLS=2 CALLS=2"),
-    Config("semaphores", "SEMAPHORES NEEDS_PAYLOAD KILLS=2 CANCELS=1"),
+    Config("semaphores", "SEMAPHORES SEALING KILLS=2 CANCELS=1"),
     Config("prompt", "PROMPT KILLS=2 CANCELS=1 TIMEOUTS=1"),
-    Config("prompt-two-steps", "PROMPT NEEDS_PAYLOAD KILLS=2 LEASES=1"),
+    Config("prompt-two-steps", "PROMPT SEALING KILLS=2 LEASES=1"),
     Config("cycles", "CANCELS=1 TIMEOUTS=1 LOCK_TIMEOUTS=1", cycles=True),
+    Config("sealing", "CALLERS=4 SEALING KILLS=2 CANCELS=1"),
+    Config("sealing-two-calls", "CALLS=2 SEALING CANCELS=1 NS=3"),
+    Config("sealing-forget", "CALLERS=4 SEALING FORGETS=1 KILLS=2 NS=3"),
+    Config("sealing-leases", "CALLERS=4 SEALING LEASES=1 KILLS=2 NS=3"),
+    Config("sealing-died", "CALLERS=4 SEALING KILLS=2 TIMEOUTS=1 MAX_TAKEOVERS=1"),
+    Config("sealing-strict", "STRICT LOCK_TIMEOUTS=1 KILLS=2 CANCELS=1"),
+    Config("sealing-prompt", "CALLERS=4 SEALING PROMPT"),
+    Config("sealing-cycles", "CALLERS=4 SEALING CANCELS=1", cycles=True),
     Config("two-calls-2", "CALLS=2 KILLS=2 CANCELS=1 TIMEOUTS=1 MAX_TAKEOVERS=1", full=True),
     Config("two-calls-3", "CALLS=2 KILLS=3 CANCELS=1", full=True),
     Config("two-calls-reborn", "REBORN CALLS=2 KILLS=2 CANCELS=1 MAX_TAKEOVERS=1", full=True),
@@ -76,9 +84,18 @@ CONFIGS = (
     Config(
         "three-all",
         "KILLS=2 CANCELS=1 TIMEOUTS=1 LOCK_TIMEOUTS=1 LEASES=1 FORGETS=1 LIES=1 "
-        "MAX_TAKEOVERS=1 NEEDS_PAYLOAD NC=2",
+        "MAX_TAKEOVERS=1 SEALING NC=2",
         full=True,
     ),
+    Config("sealing-two-calls-2", "CALLS=2 SEALING KILLS=2 TIMEOUTS=1 NS=3", full=True),
+    Config("sealing-two-calls-leases", "CALLS=2 SEALING LEASES=1 CANCELS=1 NS=3", full=True),
+    Config("sealing-two-calls-forget", "CALLS=2 SEALING FORGETS=2 CANCELS=1 NS=3", full=True),
+    Config("sealing-all", "CALLERS=4 SEALING KILLS=2 CANCELS=1 TIMEOUTS=1 NS=3", full=True),
+    Config("sealing-lock", "CALLERS=4 SEALING LOCK_TIMEOUTS=1 KILLS=2 CANCELS=1", full=True),
+    Config("sealing-reborn", "CALLS=2 SEALING REBORN KILLS=1 CANCELS=1 NS=3", full=True),
+    Config("sealing-four-strict", "CALLERS=4 STRICT KILLS=2 CANCELS=1", full=True),
+    Config("sealing-four-prompt", "CALLERS=4 SEALING PROMPT KILLS=2 CANCELS=1", full=True),
+    Config("cycles-sealing", "CALLS=2 SEALING LEASES=1 NS=3", full=True, cycles=True),
     Config("cycles-two-calls", "CALLS=2 CANCELS=1 TIMEOUTS=1", full=True, cycles=True),
     Config("cycles-semaphores", "SEMAPHORES KILLS=2 CANCELS=1 LEASES=1", full=True, cycles=True),
 )
@@ -109,9 +126,20 @@ MUTANTS = (
     Mutant("ABANDON_WAKES_NOBODY", "SEMAPHORES NO_LOOKS KILLS=0 CANCELS=1"),
     Mutant("TAKEOVER_WAKES_NOBODY", "PROMPT CANCELS=1"),
     Mutant("LEAVE_WAKES_NOBODY", "PROMPT TIMEOUTS=1"),
-    Mutant("FINISH_WAKES_NO_SUCCESSOR", "PROMPT NEEDS_PAYLOAD KILLS=2"),
+    Mutant("FINISH_WAKES_NO_SUCCESSOR", "PROMPT SEALING KILLS=2"),
     Mutant("SWEEP_WAKES_NO_SUCCESSOR", "PROMPT CALLERS=4 KILLS=2 NC=2"),
     Mutant("REPAIR_POSTS_NOBODY", "PROMPT KILLS=1"),
+    Mutant("SEAL_AFTER_ENCODING", "SEALING KILLS=0"),
+    Mutant("SEAL_GIVES_UP", "STRICT KILLS=0 LOCK_TIMEOUTS=1"),
+    Mutant("DETACH_BEFORE_SEAL", "SEALING"),
+    Mutant("REPAIR_KEEPS_SEALED", "SEALING"),
+    Mutant("UNSEAL_FIRST", "CALLERS=4 SEALING KILLS=2"),
+    Mutant("UNSEAL_FORGOTTEN", "SEALING FORGETS=1 NS=3"),
+    Mutant("MOVE_FORGOTTEN", "SEALING FORGETS=1 NS=3"),
+    Mutant("LEADS_BESIDE_NEWER", "SEALING KILLS=1"),
+    Mutant("MOVE_KEEPS_GENERATION", "CALLERS=4 SEALING"),
+    Mutant("MOVE_LEAVES_ORPHAN", "SEALING CANCELS=1 KILLS=0"),
+    Mutant("MOVE_WAKES_NOBODY", "CALLERS=4 SEALING PROMPT"),
     Mutant("SLEEPS_NOT", "SEMAPHORES KILLS=0", cycles=True),
 )
 
