@@ -15,7 +15,7 @@ import weakref
 
 import pytest
 
-from uniflight_mp import AsyncMerger, FlightTimeout, Limits, Merger, Role
+from uniflight_mp import AsyncMerger, FlightTimeout, Limits, Merger, RawCodec, Role
 from uniflight_mp.segment import destroy, segment_name
 
 BOUND = 30.0
@@ -463,3 +463,60 @@ def test_a_loop_that_waits_for_a_thousand_flights_is_idle(new_loop, table_name, 
     finally:
         done.set()
     leader.result()
+
+
+# ---- flights that were sealed ------------------------------------------------------------
+
+
+class Stuck(RawCodec):
+    """Says that it encodes, and never comes back."""
+
+    def __init__(self, pipe):
+        self.pipe = pipe
+
+    def encode(self, value):
+        os.write(self.pipe, b"s")
+        time.sleep(BOUND)
+        return value
+
+
+def lead_and_get_stuck(name, pipe):
+    def function():
+        os.write(pipe, b"l")
+        time.sleep(0.3)
+
+    Merger(name, codec=Stuck(pipe)).execute("key", function)
+
+
+def test_a_sealed_flight_that_a_task_takes_over_is_found_by_the_next_call(
+    table_name, hands, new_loop
+):
+    reader, writer = os.pipe()
+    leader = hands.start(lead_and_get_stuck, table_name, writer, where="forked")
+    assert os.read(reader, 1) == b"l"
+
+    async def main():
+        merger = AsyncMerger(table_name)
+        released = asyncio.Event()
+
+        async def work():
+            await released.wait()
+            return "new"
+
+        async def give():
+            return "own"
+
+        (first,) = await start(merger.execute("key", work))  # follows the process
+        assert os.read(reader, 1) == b"s"
+        assert await merger.execute("key", give) == "own"
+        leader.kill()
+        while not any(f.leader_pid == os.getpid() for f in merger.flights()):
+            await asyncio.sleep(0.001)
+        (second,) = await start(merger.execute("key", never))
+        released.set()
+        return await first, await second
+
+    assert run(new_loop(), main()) == ("new", "new")
+    leader.join()
+    os.close(reader)
+    os.close(writer)

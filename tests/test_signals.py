@@ -5,14 +5,16 @@ Each storm runs in a forked child, whose timers and handlers are its own.
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 import time
 import traceback
+from contextlib import suppress
 
 import pytest
 
-from uniflight_mp import FlightTimeout, Merger, MsgpackCodec, Role
+from uniflight_mp import AsyncMerger, FlightTimeout, Merger, MsgpackCodec, Role
 
 
 def never():
@@ -289,3 +291,81 @@ def interrupted_decode(merger):
     in_use = usage(merger)
     del kept
     return in_use
+
+
+# ---- tasks and greenlets ----------------------------------------------------------------
+
+SECONDS = 2.0
+
+
+class Blow(BaseException):
+    """Raised by a signal handler; unlike KeyboardInterrupt it does not end a loop."""
+
+
+def strike_while_in(module):
+    """Return a handler that raises Blow wherever it meets a call of that module under way."""
+
+    def handler(number, frame):
+        while frame is not None:
+            if frame.f_code.co_name == "execute" and frame.f_code.co_filename.endswith(module):
+                struck.append(number)
+                raise Blow
+            frame = frame.f_back
+
+    struck = []
+    return handler, struck
+
+
+def lead_most_of_the_time(merger, keys, until):
+    def call(key):
+        while time.monotonic() < until:
+            merger.execute(key, time.sleep, 0.02)
+
+    threads = [threading.Thread(target=call, args=(key,)) for key in keys]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+async def task_in_a_storm(merger, keys, until):
+    async def give():
+        return 1
+
+    calls = 0
+    while time.monotonic() < until:
+        for key in (*keys, *keys[1:] * 20):  # mostly those that nobody leads for long
+            calls += 1
+            with suppress(Blow):
+                await asyncio.wait_for(merger.execute(key, give), 10)
+    return calls
+
+
+def tasks_in_a_storm(name, keys, until):
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: troubles.append(repr(context)))
+        with storm(handler, 0.0007):
+            tasks = [task_in_a_storm(merger, keys, until) for _ in range(8)]
+            calls = sum(await asyncio.gather(*tasks))
+        await asyncio.sleep(0.2)
+        return calls
+
+    troubles = []
+    merger = AsyncMerger(name)
+    handler, struck = strike_while_in("aio.py")
+    calls = asyncio.run(main())
+    return calls, len(struck), troubles, [f.key for f in merger.flights()], usage(merger)
+
+
+def test_exceptions_raised_anywhere_in_a_task_lose_no_flight_and_stop_no_loop(merger, hands):
+    keys, until = ("one", "two", "three"), time.monotonic() + SECONDS
+    leader = hands.start(lead_most_of_the_time, merger, keys[:1], until, where="forked")
+    storms = hands.start(tasks_in_a_storm, merger.name, keys, until, where="forked")
+    calls, struck, troubles, flights, in_use = storms.result()
+    leader.result()
+    assert calls > 50
+    assert struck > 20
+    # What strikes the loop's own call of a desk is reported by the loop; it goes on.
+    assert [trouble for trouble in troubles if "Blow" not in trouble] == []
+    assert (flights, in_use) == ([], (0, 0))

@@ -14,7 +14,7 @@ from .base import BaseMerger, Landed, Solo
 from .coalesce import Coalesced, KeyMaker, wrap
 from .cooperative import awaitable, resume
 from .core import Lead
-from .desk import Desk, desk_of
+from .desk import RETRY, Desk, desk_of
 from .outcome import Outcome
 
 __all__ = ["AsyncMerger"]
@@ -61,39 +61,41 @@ class AsyncMerger(BaseMerger):
         Raises what ``Merger.execute`` raises, and TypeError if ``func`` returns no awaitable.
         """
         here = self if self._views is None else self._here()
-        desk = here._desk()
-        flight, step = desk.enter(here, key)
-        # The ways of almost every call, spelled out: they are to cost no more than they must.
-        if isinstance(step, Lead):
-            try:
-                promise = func(*args, **kwargs)
-                if promise.__class__ is not CoroutineType:
-                    promise = awaitable(promise, func)
-                value = await promise
-            except BaseException as error:
-                desk.fail(flight, here, step, error)
-                raise
-            desk.finish(flight, here, step, value)
-            return value
-        if not isinstance(step, Solo) and here._options.timeout_ns is None:
-            try:
-                result = await step
-            except BaseException:
-                desk.leave(flight, step)
-                raise
-            if isinstance(result, Landed) and result.has_value():
-                return result.value  # type: ignore[return-value]
-            step = result
-        return (await resume(here, desk, key, flight, step, func, args, kwargs)).value
+        desk, flight, ticket = here._desk(), None, None
+        try:
+            flight, step = desk.enter(here, key)
+            # The ways of almost every call, spelled out: they are to cost no more than they must.
+            if isinstance(step, Lead):
+                try:
+                    promise = func(*args, **kwargs)
+                    if type(promise) is not CoroutineType:
+                        promise = awaitable(promise, func)
+                    value = await promise
+                except BaseException as error:
+                    desk.fail(flight, here, step, error)
+                    raise
+                desk.finish(flight, here, step, value)
+                return value
+            if not isinstance(step, Solo) and here._options.timeout_ns is None:
+                ticket = step
+                try:
+                    step = await ticket
+                except BaseException:
+                    desk.leave(flight, ticket)
+                    raise
+                if isinstance(step, Landed) and step.has_value():
+                    return step.value  # type: ignore[return-value]
+            return (await resume(here, desk, key, flight, step, func, args, kwargs)).value
+        except BaseException:
+            desk.disown(key, flight, ticket)
+            raise
 
     async def flight(
         self, key: object, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> Outcome[T]:
         """Do as ``execute``, and tell how the value was come by. Raises what it raises."""
         here = self if self._views is None else self._here()
-        desk = here._desk()
-        flight, step = desk.enter(here, key)
-        return await resume(here, desk, key, flight, step, func, args, kwargs)
+        return await resume(here, here._desk(), key, None, RETRY, func, args, kwargs)
 
     def coalesce(
         self, key: str | Callable[..., object] | None = None

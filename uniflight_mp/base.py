@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from .codec import Codec, MsgpackCodec, ResultTooLarge, check_codec
-from .core import Follow, Lead, Table, shm
+from .core import Follow, Lead, Table, give_back, shm
 from .errors import (
     FlightTimeout,
     LeaderDied,
@@ -330,17 +330,21 @@ class BaseMerger:
             RuntimeError: the calling thread leads this very flight, or the Merger is closed.
             TableUnavailable: with ``strict``, instead of running alone.
         """
-        if step is None or step == shm.DAMAGED:
-            # Care is asked for ten times a second at most, so the next answer is a real one;
-            # unless the table is damaged, and cannot be replaced at the moment.
-            self._segment.care()
-            step = self._begin(key, *doorbell)
-            if step is None:  # caring took so long that it is asked for again
+        try:
+            if step is None or step == shm.DAMAGED:
+                # Care is asked for ten times a second at most, so the next answer is a real one;
+                # unless the table is damaged, and cannot be replaced at the moment.
+                self._segment.care()
                 step = self._begin(key, *doorbell)
-            if step == shm.DAMAGED and self._segment.care():
-                step = self._begin(key, *doorbell)
-        if isinstance(step, (Lead, Follow, Solo)):
-            return step
+                if step is None:  # caring took so long that it is asked for again
+                    step = self._begin(key, *doorbell)
+                if step == shm.DAMAGED and self._segment.care():
+                    step = self._begin(key, *doorbell)
+            if isinstance(step, (Lead, Follow, Solo)):
+                return step
+        except BaseException:  # of a signal handler; who keeps the exception keeps this frame
+            give_back(step)
+            raise
         if step == shm.SELF_JOIN:
             raise RuntimeError(
                 f"this thread already leads the flight of key {show(key)} in table "

@@ -29,38 +29,48 @@ async def resume(
     merger: BaseMerger,
     desk: Desk,
     key: object,
-    flight: LocalFlight,
+    flight: LocalFlight | None,
     step: Any,
     func: Callable[..., Awaitable[T]],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Outcome[T]:
-    """Carry a call on from whatever its last step was, to its outcome."""
-    started_ns, waited = time.monotonic_ns(), 0.0
-    while not isinstance(step, (Lead, Solo)):
-        if isinstance(step, Landed):
-            step = merger._deliver(step, key, waited, flight.table)
-            if isinstance(step, Outcome):
-                return step
-        elif step is RETRY:
-            flight, step = desk.enter(merger, key)
-        elif step is _EXPIRED:
-            step = merger._timed_out(key, waited, flight.table)
-        else:
-            step = await _wait(merger, desk, flight, step, waited)
-            waited = (time.monotonic_ns() - started_ns) / 1e9
-    pid = os.getpid()
-    if isinstance(step, Solo):
-        value = await awaitable(func(*args, **kwargs), func)
-        return Outcome(value, Role.SOLO, 0, waited, 0, pid)
-    flight.caller = desk.reactor.caller()
+    """Carry a call on from whatever its last step was, to its outcome.
+
+    ``step`` is what ``desk.enter`` returned, along with ``flight``, or what a ticket gave; RETRY,
+    and no flight, for a call that has not entered yet.
+    """
+    started_ns, waited, ticket = time.monotonic_ns(), 0.0, None
     try:
-        value = await awaitable(func(*args, **kwargs), func)
-    except BaseException as error:
-        desk.fail(flight, merger, step, error)
+        while not isinstance(step, (Lead, Solo)):
+            if flight is None or step is RETRY:
+                flight = None
+                flight, step = desk.enter(merger, key)
+            elif isinstance(step, Landed):
+                step = merger._deliver(step, key, waited, flight.table)
+                if isinstance(step, Outcome):
+                    return step
+            elif step is _EXPIRED:
+                step = merger._timed_out(key, waited, flight.table)
+            else:
+                ticket = step
+                step = await _wait(merger, desk, flight, ticket, waited)
+                waited = (time.monotonic_ns() - started_ns) / 1e9
+        pid = os.getpid()
+        if flight is None or isinstance(step, Solo):
+            value = await awaitable(func(*args, **kwargs), func)
+            return Outcome(value, Role.SOLO, 0, waited, 0, pid)
+        flight.caller = desk.reactor.caller()
+        try:
+            value = await awaitable(func(*args, **kwargs), func)
+        except BaseException as error:
+            desk.fail(flight, merger, step, error)
+            raise
+        followers = desk.finish(flight, merger, step, value)
+        return Outcome(value, Role.LEADER, followers, waited, step.takeovers, pid)
+    except BaseException:
+        desk.disown(key, flight, ticket)
         raise
-    followers = desk.finish(flight, merger, step, value)
-    return Outcome(value, Role.LEADER, followers, waited, step.takeovers, pid)
 
 
 async def _wait(
@@ -68,17 +78,18 @@ async def _wait(
 ) -> Any:
     """Sleep until the ticket has a result, or its holder has waited long enough."""
     timeout_ns, timer = merger._options.timeout_ns, None
-    if timeout_ns is not None:
-        rest = max(timeout_ns / 1e9 - waited, 0.0)
-        timer = desk.reactor.call_later(rest, partial(_expire, ticket))
     try:
-        result = await ticket
+        if timeout_ns is not None:
+            rest = max(timeout_ns / 1e9 - waited, 0.0)
+            timer = desk.reactor.call_later(rest, partial(_expire, ticket))
+        try:
+            result = await ticket
+        finally:
+            if timer is not None:
+                timer.cancel()
     except BaseException:
         desk.leave(flight, ticket)
         raise
-    finally:
-        if timer is not None:
-            timer.cancel()
     if result is _EXPIRED:
         desk.leave(flight, ticket, True)
     return result

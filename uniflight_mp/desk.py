@@ -26,10 +26,11 @@ import time
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Protocol
 
 from .base import BaseMerger, Landed, Solo
-from .core import Follow, Lead, Table, shm
+from .core import Follow, Lead, Table, give_back, shm
 from .errors import show
 from .keys import encode_key
 
@@ -84,14 +85,15 @@ _NOBODY: Final[dict[Any, Any]] = {}  # of a flight that nobody has joined; stays
 class LocalFlight:
     """One flight, as far as one loop is concerned: led from here, or waited for from here."""
 
-    __slots__ = ("caller", "due_ns", "follow", "lead", "name", "table", "tickets")
+    __slots__ = ("caller", "due_ns", "follow", "is_entered", "lead", "name", "table", "tickets")
 
     def __init__(self, name: object, table: Table, lead: Lead | None, caller: object) -> None:
         self.name = name
         self.table = table  # kept while its Merger may be closed
         self.lead = lead
         self.follow: Follow | None = None
-        self.caller = caller  # the task that leads
+        self.caller = caller  # the task that leads, or the ticket of one that is going to
+        self.is_entered = False  # whether its leader's call has it
         self.due_ns: int | None = None  # when the lease of a leader of this loop is over
         # In order of arrival: by whose options to lead.
         self.tickets: dict[Ticket, BaseMerger] = _NOBODY
@@ -138,25 +140,45 @@ class Desk:
                     )
                 return flight, self._join(flight, merger)
             del self._flights[name]
-        options = merger._options
-        table = merger._segment.table
-        step: Lead | Follow | Solo | int | None = table.begin(
-            key, options.lease_ns, options.max_takeovers, self._doorbell
-        )
-        if step.__class__ is not Lead:
-            step = merger._enter(key, step, self._doorbell)
-            if isinstance(step, Solo):
-                return LocalFlight(name, table, None, None), step
-            if isinstance(step, Follow):
-                flight = self._flights[name] = LocalFlight(name, table, None, None)
-                flight.follow = step
-                self._followed[step] = flight
-                self._listen()
-                return flight, self._join(flight, merger)
-        flight = self._flights[name] = LocalFlight(name, table, step, self.reactor.caller())
-        if options.lease_ns is not None:
-            flight.due_ns = time.monotonic_ns() + options.lease_ns
-        return flight, step
+        step: Lead | Follow | Solo | int | None = None
+        try:
+            options, table = merger._options, merger._segment.table
+            step = table.begin(key, options.lease_ns, options.max_takeovers, self._doorbell)
+            if step.__class__ is not Lead:
+                step = merger._enter(key, step, self._doorbell)
+                if isinstance(step, Solo):
+                    return LocalFlight(name, table, None, None), step
+                if isinstance(step, Follow):
+                    flight = self._flights[name] = LocalFlight(name, table, None, None)
+                    flight.follow = step
+                    self._followed[step] = flight  # from here on _act looks after it
+                    self._listen()
+                    return flight, self._join(flight, merger)
+            flight = self._flights[name] = LocalFlight(name, table, step, self.reactor.caller())
+            if options.lease_ns is not None:
+                flight.due_ns = time.monotonic_ns() + options.lease_ns
+            flight.is_entered = True
+            return flight, step
+        except BaseException:  # of a signal handler; who keeps the exception keeps this frame
+            give_back(step)
+            raise
+
+    def disown(self, key: object, flight: LocalFlight | None, ticket: object) -> None:
+        """Let another one lead what a call was to lead that an exception has left.
+
+        Mostly that has been seen to. But a signal handler can raise anywhere: also after
+        ``enter`` has put a Lead away and before its caller has it (then ``flight`` is None), and
+        before the holder of a ticket who was chosen to lead has come to its function.
+        """
+        if flight is None:
+            with suppress(TypeError):  # cannot be a key: nothing has begun
+                flight = self._flights.get(key if key.__class__ is str else encode_key(key))
+            if flight is None or flight.is_entered:  # an outer call's, which this one may not join
+                return
+        if flight.caller is ticket or flight.caller is self.reactor.caller():
+            lead = flight.lead
+            if lead is not None and lead.active:
+                self._hand_over(flight, lead)
 
     def finish(self, flight: LocalFlight, merger: BaseMerger, lead: Lead, value: object) -> int:
         """End the flight with its leader's value, here and elsewhere; return how many followed.
@@ -197,20 +219,22 @@ class Desk:
             self._hand_over(flight, lead)
             return
         self._close(flight)
-        merger._fail(lead, error)
-        if flight.tickets:
-            failure = merger._encode_failure(error)
-            landed = Landed(failure=failure, takeovers=lead.takeovers, leader_pid=os.getpid())
-            self._settle(flight, RETRY if lead.fenced else landed)
+        landed: Landed | Retry = RETRY  # if something keeps the exception from being encoded
+        try:
+            merger._fail(lead, error)
+            if flight.tickets and not lead.fenced:
+                failure = merger._encode_failure(error)
+                landed = Landed(failure=failure, takeovers=lead.takeovers, leader_pid=os.getpid())
+        finally:
+            self._settle(flight, landed)
 
     def leave(self, flight: LocalFlight, ticket: Ticket, timed_out: bool = False) -> None:
         """Give a ticket back whose holder does not wait any more; frees its room at once."""
-        if flight.tickets.pop(ticket, None) is None:
-            # Settled already. If it was chosen to lead, somebody else has to be.
-            result = ticket.result() if ticket.done() and not ticket.cancelled() else None
-            if isinstance(result, Lead):
-                self._hand_over(flight, result)
-        elif not flight.tickets:
+        waited = flight.tickets.pop(ticket, None) is not None
+        result = ticket.result() if ticket.done() and not ticket.cancelled() else None
+        if isinstance(result, Lead):  # chosen to lead: somebody else has to
+            self._hand_over(flight, result)
+        elif waited and not flight.tickets:
             follow = flight.follow
             if follow is not None:
                 self._close(flight)
@@ -249,12 +273,17 @@ class Desk:
             self._stop_timer()
 
     def _settle(self, flight: LocalFlight, result: Landed | Retry) -> None:
-        self._close(flight)
-        tickets, flight.tickets = flight.tickets, {}
-        if not self.reactor.is_closed():
-            for ticket in tickets:
+        tickets = flight.tickets
+        try:
+            self._close(flight)
+            while tickets and not self.reactor.is_closed():
+                ticket = next(iter(tickets))
                 if not ticket.done():
                     ticket.set_result(result)
+                del tickets[ticket]
+        except BaseException:  # of a signal handler: the rest must not wait for ever
+            self.reactor.call_later(0, partial(self._settle, flight, result))
+            raise
 
     def _hand_over(self, flight: LocalFlight, lead: Lead) -> None:
         """Let the first local follower lead instead; without one, another process."""
@@ -275,9 +304,15 @@ class Desk:
         return next(waiting, None)
 
     def _appoint(self, flight: LocalFlight, lead: Lead, heir: Ticket) -> None:
-        del flight.tickets[heir]
-        flight.lead, flight.caller = lead, None
+        # The ticket stands for the task that it wakes, until that task runs. In this order, an
+        # exception between any two steps leaves one who leads, and who knows it.
+        flight.lead, flight.caller = lead, heir
         heir.set_result(lead)
+        flight.tickets.pop(heir, None)
+        if lead.joinable:
+            # It may have been sealed, and forgotten here, before it was taken over; or this loop
+            # has come to it from an older flight of the key. Who calls now has to find it.
+            self._flights[flight.name] = flight
         if not flight.tickets:
             self._unwatch(flight)
 
@@ -301,6 +336,10 @@ class Desk:
             self._set_timer(delay)
 
     def _act(self, flight: LocalFlight, follow: Follow) -> None:
+        if not flight.tickets:  # an exception struck the one who was to wait
+            self._close(flight)
+            follow.leave()
+            return
         heir = self._heir(flight)
         if heir is None:
             return  # all who wait are about to leave

@@ -211,14 +211,14 @@ class Merger(BaseMerger):
     ) -> Outcome[T]:
         """Make the call as one of many greenlets that share this thread."""
         from .cooperative import drive, resume
+        from .desk import RETRY
         from .green import hub_desk
 
         async def run(*args: Any, **kwargs: Any) -> T:
             return _plain(func, func(*args, **kwargs))
 
         desk = hub_desk(self._segment)
-        flight, step = desk.enter(self, key)
-        return drive(resume(self, desk, key, flight, step, run, args, kwargs))
+        return drive(resume(self, desk, key, None, RETRY, run, args, kwargs))
 
     def _resume(
         self,
