@@ -7,13 +7,13 @@ BIN     = $(VENV)/bin
 PYTEST  = $(BIN)/python -m pytest
 CORE    = $(wildcard shm/*.c shm/*.h)
 
-.PHONY: demo test crash e2e sanitize model lint types bench check build clean
+.PHONY: demo test crash e2e numa sanitize model lint types bench check build clean
 
 demo: $(VENV)/ready
 	$(BIN)/uniflight-mp demo
 
 test: $(VENV)/ready
-	$(PYTEST) tests --ignore=tests/crash --ignore=tests/e2e
+	$(PYTEST) tests --ignore=tests/crash --ignore=tests/e2e --ignore=tests/numa
 
 # A process is killed and stopped at every commit write of the core, and at random.
 crash: $(VENV)/ready
@@ -22,6 +22,10 @@ crash: $(VENV)/ready
 # Real servers on loopback.
 e2e: $(VENV)/ready
 	$(PYTEST) tests/e2e
+
+# A Linux kernel with three NUMA nodes, in QEMU; build/numa/report is what was seen in it.
+numa: $(VENV)/ready
+	$(PYTEST) tests/numa
 
 # The C core without Python, under ASan, UBSan and TSan, single-stepped and fuzzed.
 sanitize:
@@ -41,7 +45,7 @@ types: $(VENV)/lint
 bench: $(VENV)/bench
 	$(BIN)/python -m bench
 
-check: lint types test crash e2e sanitize model
+check: lint types test crash e2e numa sanitize model
 
 build: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet build
