@@ -933,7 +933,8 @@ static PyObject *shm_node(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unuse
     return PyLong_FromLong(getcpu(&cpu, &node) == 0 ? (long)node : 0);
 }
 
-/* bind(fd, bytes, node): pages of the file that are allocated from here on are the node's. The
+/* bind(fd, bytes, node): pages of the file that are allocated from here on are the node's, as long
+ * as it has any: MPOL_BIND would have the process killed where another node has room. The
  * policy is the file's own, whoever maps or allocates them (numa_memory_policy of the kernel's
  * documentation, "Shared Policy"). Raises OSError. */
 static PyObject *shm_bind(PyObject *Py_UNUSED(module), PyObject *args)
@@ -951,7 +952,7 @@ static PyObject *shm_bind(PyObject *Py_UNUSED(module), PyObject *args)
     void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (base == MAP_FAILED)
         return PyErr_SetFromErrno(PyExc_OSError);
-    long failed = syscall(SYS_mbind, base, bytes, MPOL_BIND, mask, UF_MAX_NODES + 1, 0);
+    long failed = syscall(SYS_mbind, base, bytes, MPOL_PREFERRED, mask, UF_MAX_NODES + 1, 0);
     int error = errno;
     munmap(base, bytes);
     errno = error;

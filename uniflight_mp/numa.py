@@ -81,8 +81,8 @@ class Topology(NamedTuple):
             _warned.append(node)
             warn(
                 f"tables cannot be bound to the memory of their NUMA node ({error.strerror}): they "
-                "work, and are where the kernel puts them. Containers need CAP_SYS_NICE, or a "
-                "seccomp profile that allows mbind"
+                "work, and are where the kernel puts them. A container needs a seccomp profile "
+                "that allows mbind (or CAP_SYS_NICE), and the node in its cpuset.mems"
             )
 
 

@@ -48,7 +48,7 @@ def assert_on_their_nodes(tables: dict[str, Any]) -> None:
         assert len(table["touched"]) == 1
         assert len(table["all"]) == 2
         for line in table["touched"] + table["all"]:
-            assert line.split()[1] == f"bind:{node}", line
+            assert line.split()[1] == f"prefer:{node}", line
         pages = [re.findall(r"\bN(\d+)=(\d+)", line) for line in table["all"]]
         assert [(node, str(table["pages"]))] in pages
         assert {where for line in pages for where, _ in line} == {node}
