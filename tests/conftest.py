@@ -410,6 +410,7 @@ def table_names(request):
         made.append(f"{SESSION}-{next(_numbers)}-{about}")
         return made[-1]
 
+    make.made = made
     yield make
     try:
         if not request.node.stash.get(_FAILED, True):
