@@ -386,7 +386,7 @@ def _assert_unused(name):
         table = merger._segment.table
         wait_until(lambda: table.reap() and table.usage()[:2] == (0, 0), 5)
         assert table.check() is None
-    assert not [part for part in _segments(f"-{name}~") if "~r" in part], "a big result is left"
+    assert not [part for part in _segments(f"-{name}") if "~r" in part], "a big result is left"
 
 
 @pytest.hookimpl(wrapper=True)

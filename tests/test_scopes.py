@@ -122,6 +122,17 @@ def test_a_merger_keeps_its_scope_when_it_is_pickled(table_name, scope, hands, f
 
 
 @pytest.mark.parametrize("scope", SCOPES)
+def test_counters_are_there_when_the_table_was_removed(table_name, scope):
+    merger = Merger(table_name, scope=scope())
+    merger.execute("key", int)
+    for rest in files(table_name):
+        os.unlink(path_of(segment_name(table_name)) + rest)
+    assert merger.stats().leaders == 1
+    assert merger.flights() == []
+    assert merger.forget("key") is False
+
+
+@pytest.mark.parametrize("scope", SCOPES)
 def test_a_closed_merger_says_so_wherever_its_caller_is(table_name, scope):
     merger = Merger(table_name, scope=scope())
     for cpu in CPUS:

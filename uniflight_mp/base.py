@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from .codec import Codec, MsgpackCodec, ResultTooLarge, check_codec
@@ -56,6 +57,7 @@ _ADVICE = {
 }
 
 
+_UNAVAILABLE = (TableUnavailable, TableMismatch, TableCorrupt, OSError, MemoryError)
 _RETRY_NS = 100_000_000  # before a partition whose table cannot be opened is tried again
 _TABLE_DECIDES = 1 << 40  # bytes; the limit that holds is the table's result_bytes
 
@@ -291,7 +293,7 @@ class BaseMerger:
                 segment = open_segment(
                     self._name, self._scope, partition, self._limits, CARE_LOCK_SECONDS
                 )
-            except (TableUnavailable, TableMismatch, TableCorrupt, OSError, MemoryError) as error:
+            except _UNAVAILABLE as error:
                 if self._options.strict:
                     raise
                 self._retry_ns[partition] = now_ns + _RETRY_NS
@@ -307,11 +309,14 @@ class BaseMerger:
         home = self._segment.table
         if self._views is None:
             return [home]
+        tables = [home]
         # Not only those that this Merger has met: other processes may be in others.
-        return [
-            open_segment(self._name, self._scope, partition, self._limits).table
-            for partition in partitions(self._name, self._scope)
-        ]
+        for partition in partitions(self._name, self._scope):
+            with suppress(*_UNAVAILABLE):  # somebody else's file, or one that was just removed
+                table = open_segment(self._name, self._scope, partition, self._limits).table
+                if table is not home:
+                    tables.append(table)
+        return tables
 
     # ---- steps of a call ----------------------------------------------------------------
 

@@ -91,10 +91,10 @@ class PerNuma:
     """One table per NUMA node for all processes of the user, its memory bound to the node.
 
     Bound as long as the node has room; results too large for the table are where their leader
-    wrote them. The node is that of the CPU on which the caller is when its call begins; the call ends on
-    that node's table, wherever its thread is moved to meanwhile. Where the kernel shows no
-    nodes, all callers are on one; where it does not allow to bind memory, tables are not bound,
-    and a warning says so once.
+    wrote them. The node is that of the CPU on which the caller is when its call begins; the call
+    ends on that node's table, wherever its thread is moved to meanwhile. Where the kernel shows
+    no nodes, all callers are on the one it says they are on; where it does not allow to bind
+    memory, tables are not bound, and a warning says so once.
 
     Args:
         sysfs: where sysfs is mounted, or a copy of its ``devices/system/node``.
