@@ -282,8 +282,13 @@ class BaseMerger:
     def _here(self: Self) -> Self:
         """Return the Merger on the table of the caller's partition; only if there are several."""
         partition = self._scope.partition()
-        view: Self | None = (self._views or {}).get(partition)
-        return self._open_here(partition) if view is None else view
+        try:
+            here: Self = self._views[partition]  # type: ignore[index]  # not asked if it is None
+        except KeyError:
+            pass
+        else:
+            return here
+        return self._open_here(partition)  # not in the handler: a KeyError is no context for it
 
     def _open_here(self: Self, partition: str) -> Self:
         views, home = self._views, self._segment.table  # if this Merger is closed, it says so
