@@ -11,6 +11,7 @@ numbers by themselves mean little without the environment in the first line.
 
     single_call           an uncontended ``execute``
     single_call_async     the same, awaited
+    scopes                both under each scope; asking for the partition, making its table
     high_contention_100   100 tasks of one event loop want one key
     distributed_10x10     100 tasks of one event loop want 10 keys; 100 threads of 5 processes
     wake_up               from the end of the function to a follower that has the value

@@ -15,6 +15,7 @@ from . import (
     idle,
     import_time,
     memory,
+    scopes,
     single_call,
     single_call_async,
     takeover,
@@ -27,6 +28,7 @@ from .stage import apart
 FIGURES = {
     "single_call": single_call.run,
     "single_call_async": single_call_async.run,
+    "scopes": scopes.run,
     "high_contention_100": high_contention_100.run,
     "distributed_10x10": distributed_10x10.run,
     "wake_up": wake_up.run,
