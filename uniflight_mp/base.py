@@ -51,7 +51,8 @@ Self = TypeVar("Self", bound="BaseMerger")
 _ADVICE = {
     "table_full": "more keys are in flight than the table holds: raise Limits.flights",
     "too_many_waiters": "more callers wait than the table holds: raise Limits.waiters",
-    "too_many_threads": "more threads use the table than it holds: raise Limits.threads",
+    "too_many_threads": "more threads use the table than it holds: raise Limits.threads; or this "
+    "thread uses more than 1,024 tables: close Mergers",
     "lock_timeout": "a process that holds a lock of the table is stopped: continue or kill it",
     "damaged": "the table's memory holds what this library never writes; it is being replaced",
 }

@@ -134,7 +134,8 @@ class Merger(BaseMerger):
         """
         if executor is None:
             executor = self._own_executor()
-        return executor.submit(self.execute, key, func, *args, **kwargs)
+        here = self if self._views is None else self._here()  # where the caller is, not the pool
+        return executor.submit(here.execute, key, func, *args, **kwargs)
 
     def coalesce(
         self, key: str | Callable[..., object] | None = None
