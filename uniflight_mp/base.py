@@ -319,9 +319,11 @@ class BaseMerger:
         # Not only those that this Merger has met: other processes may be in others.
         for partition in partitions(self._name, self._scope):
             with suppress(*_UNAVAILABLE):  # somebody else's file, or one that was just removed
-                table = open_segment(self._name, self._scope, partition, self._limits).table
-                if table is not home:
-                    tables.append(table)
+                segment = open_segment(
+                    self._name, self._scope, partition, self._limits, CARE_LOCK_SECONDS
+                )
+                if segment.table is not home:
+                    tables.append(segment.table)
         return tables
 
     # ---- steps of a call ----------------------------------------------------------------
