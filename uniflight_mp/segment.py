@@ -367,8 +367,6 @@ def destroy(segment: str, name: str) -> bool:
         unlink(segment + "~draft")
         for extra in extra_segments(segment):
             unlink(extra)
-        # Safe under the lock: who waits for it sees that the file has no name and starts over.
-        unlink(segment + "~lock")
     return existed
 
 
@@ -393,7 +391,6 @@ def reap(segment: str, name: str) -> Reaped | None:
     with locked(segment, name):
         fd = open_file(segment, name)
         if fd is None:
-            unlink(segment + "~lock")
             return None
         try:
             table = _attach(fd, segment, name, read_only=False)

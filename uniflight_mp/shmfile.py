@@ -152,6 +152,8 @@ def unlink(segment: str) -> bool:
 def locked(segment: str, name: str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     """Hold the table's file lock, against threads and processes; it is freed by any death.
 
+    Its file goes with the lock if there is no table then.
+
     Raises:
         TableUnavailable: the lock is held for longer than ``seconds``, or is not ours to take.
     """
@@ -182,6 +184,10 @@ def locked(segment: str, name: str, seconds: float = LOCK_SECONDS) -> Iterator[N
             if is_ours:
                 yield
         finally:
+            # Nothing was made, or all was removed. Who waits for the lock sees that its file has
+            # no name, and starts over.
+            if is_ours and not os.path.lexists(path_of(segment)):
+                unlink(segment + "~lock")
             os.close(fd)
             lock.release()
 
