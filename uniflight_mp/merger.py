@@ -42,7 +42,9 @@ def _plain(func: object, value: T) -> T:
 def _is_patched() -> bool:
     """Whether blocking this thread would block greenlets: asked at each call, because gunicorn's
     gevent worker patches after the fork, when a preloaded application has its Mergers."""
-    return bool(_modules[_GEVENT].is_module_patched("socket"))
+    # Another thread may be importing it at this moment.
+    ask = getattr(_modules.get(_GEVENT), "is_module_patched", None)
+    return ask is not None and bool(ask("socket"))
 
 
 class Merger(BaseMerger):
