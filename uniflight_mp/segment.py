@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import ClassVar, Final, NamedTuple
 
-from .core import Table, is_built, shm
+from .core import Table, is_built, missing, shm, why_missing
 from .errors import TableCorrupt, TableMismatch, TableUnavailable, warn
 from .keys import encode_key
 from .limits import Limits
@@ -302,12 +302,7 @@ def open_segment(
         Exception: what ``Segment.open`` and ``PrivateSegment.open`` raise.
     """
     if not is_built():
-        raise TableUnavailable(
-            "unsupported",
-            "tables need Linux with glibc, and the compiled core, which is missing "
-            "in this installation: install a C compiler and reinstall uniflight-mp there",
-            name,
-        )
+        raise TableUnavailable("unsupported", why_missing(), name) from missing
     if scope.shared:
         return Segment.open(name, scope, partition, limits, seconds)
     return PrivateSegment.open(name, scope, partition, limits)
