@@ -87,11 +87,19 @@ def type_name(cls: type, limit: int = 200) -> str:
 
 
 def warn(text: str) -> None:
-    """Warn, at the line of the caller outside this package."""
+    """Warn, at the line of the caller outside this package.
+
+    Never raises: where a filter makes warnings errors (``python -W error``), the warning is shown
+    instead. It is about how a call comes by its result, and must not cost that result.
+    """
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1
-    warnings.warn(text, RuntimeWarning, stacklevel=level)
+    try:
+        warnings.warn(text, RuntimeWarning, stacklevel=level)
+    except RuntimeWarning as error:
+        place = frame.f_code.co_filename, frame.f_lineno
+        warnings.showwarning(error, RuntimeWarning, *place)
 
 
 class UniflightError(Exception):
