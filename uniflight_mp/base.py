@@ -440,7 +440,7 @@ class BaseMerger:
 
     def _fail(self, lead: Lead, error: BaseException) -> None:
         """End a flight whose function raised: an Exception is everybody's, the rest nobody's."""
-        if not isinstance(error, Exception):
+        if not issubclass(type(error), Exception):  # whatever its __class__ says, as in except
             lead.abandon()  # cancelled, interrupted, exiting: a follower leads
         elif not lead.fail():
             lead.publish(shm.PAYLOAD_ERROR, self._encode_failure(error), None)
