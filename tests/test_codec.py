@@ -29,8 +29,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import uniflight_mp.codec
-from uniflight_mp.codec import MsgpackCodec, RawCodec, ResultTooLarge, check_codec
-from uniflight_mp.errors import ResultNotShareable
+from uniflight_mp.codec import MsgpackCodec, RawCodec, check_codec
+from uniflight_mp.errors import ResultNotShareable, ResultTooLarge
 
 T = TypeVar("T")
 
@@ -522,7 +522,7 @@ def limit_memory(megabytes):
 SHARED = """
 import sys
 from uniflight_mp.codec import MsgpackCodec
-from uniflight_mp.errors import ResultNotShareable
+from uniflight_mp.errors import ResultNotShareable, ResultTooLarge
 codec = MsgpackCodec(max_bytes=1 << 20)
 text, blob, number = "x" * 100_000, b"x" * 100_000, 1 << 800_000
 values = [

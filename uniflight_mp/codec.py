@@ -57,7 +57,7 @@ from typing import Any, Protocol, TypeVar
 
 from . import keys
 from .classes import EXCEPTION, OTHER, Registered, describe
-from .errors import Refused, ResultNotShareable, attempt, show, type_name
+from .errors import Refused, ResultNotShareable, ResultTooLarge, attempt, show, type_name
 from .keys import ExtType, Leaf, identity
 
 _SCALARS = frozenset({str, bytes, int, float, bool, type(None)})
@@ -229,10 +229,6 @@ class _Encoding:
             refusal.at(step(values, len(made)))
             raise
         return made if any(map(is_not, values, made)) else values
-
-
-class ResultTooLarge(ResultNotShareable):
-    """The result as a whole is over the limit."""
 
 
 class _TooLarge(Exception):
