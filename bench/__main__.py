@@ -14,12 +14,15 @@ from . import (
     high_contention_100,
     idle,
     import_time,
+    large_result,
     memory,
     single_call,
     single_call_async,
     takeover,
+    throughput,
     wake_up,
     wake_up_async,
+    wake_up_crowd,
 )
 from .report import describe_environment, print_rows, to_json
 from .stage import apart
@@ -31,6 +34,9 @@ FIGURES = {
     "distributed_10x10": distributed_10x10.run,
     "wake_up": wake_up.run,
     "wake_up_async": wake_up_async.run,
+    "wake_up_crowd": wake_up_crowd.run,
+    "large_result": large_result.run,
+    "throughput": throughput.run,
     "takeover": takeover.run,
     "idle": idle.run,
     "memory": memory.run,
