@@ -18,6 +18,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -95,7 +96,7 @@ def _count_overlaps(seen: Sequence[_Seen]) -> int:
     return sum(
         later[0] < earlier[1]
         for spans in map(sorted, by_key.values())
-        for earlier, later in zip(spans, spans[1:], strict=False)
+        for earlier, later in pairwise(spans)
     )
 
 

@@ -2,8 +2,8 @@
 
 Every follower is a process that sleeps: a blocked thread, or a task of an event loop. "Slowest"
 ends when the last follower has its 1 KiB; "leader" when the leader's ``execute`` has returned,
-which is what publishing costs who does the work; "on a core" is the part of it in which
-the leader ran, and was not put aside for those it had woken. The floors post to each follower's semaphore, or
+which is what publishing costs who does the work; "on a core" is the part of it in which the leader
+ran, and was not put aside for those it had woken. The floors post to each follower's semaphore, or
 send each a datagram, in C.
 
 Last, one follower with another thread that computes. It has the value when that thread gives up
