@@ -19,6 +19,7 @@ from . import (
     saved,
     single_call,
     single_call_async,
+    single_call_at_once,
     takeover,
     throughput,
     wake_up,
@@ -32,6 +33,7 @@ from .stage import apart
 FIGURES = {
     "single_call": single_call.run,
     "single_call_async": single_call_async.run,
+    "single_call_at_once": single_call_at_once.run,
     "high_contention_100": high_contention_100.run,
     "distributed_10x10": distributed_10x10.run,
     "wake_up": wake_up.run,
