@@ -61,7 +61,7 @@ def _processes_rows(
 ) -> list[Row]:
     callers = processes * threads
     who = f"slowest of {callers} callers in {processes} processes"
-    floor = f"floor: the slowest of {callers - 1} processes awake, C"
+    floor = f"floor: sem_post -> slowest awake, C: {who}"
     name = f"uniflight-mp: {who}"
     measures = {
         floor: lambda rounds: floors.measure("wake", rounds, callers - 1, False),
