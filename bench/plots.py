@@ -78,6 +78,7 @@ def draw_lines(path: Path, rows: Sequence[Row], lines: Sequence[Line], axis: str
         axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=points[0][1].unit)
         axes.set_xticks(numbers, map(str, numbers))
         axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:,g}")
         _finish(figure, axes, path)
 
 
@@ -89,6 +90,7 @@ def draw_distributions(path: Path, rows: Mapping[str, Row], axis: str) -> None:
             axes.ecdf(row.samples, label=name)
         unit = next(iter(rows.values())).unit
         axes.set(xscale="log", xlabel=f"{axis}, {unit}", ylabel="share of the rounds")
+        axes.xaxis.set_major_formatter("{x:,g}")
         _finish(figure, axes, path)
 
 

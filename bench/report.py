@@ -131,7 +131,7 @@ def print_table(title: str, heads: Sequence[str], lines: Mapping[str, Sequence[s
     width = max(len(label) for label in [title, *lines]) + 1
     print()
     for label, line in {title: heads, **lines}.items():
-        numbers = "".join(f"{cell:>9}" for cell in line[:-1])
+        numbers = "".join(f"{cell:>10}" for cell in line[:-1])
         print(f"{label:<{width}}{numbers}  {line[-1]}".rstrip(), flush=True)
 
 
