@@ -15,6 +15,7 @@ numbers by themselves mean little without the environment in the first line.
     single_call           an uncontended ``execute``
     single_call_async     the same, awaited
     single_call_at_once   the same in two threads, in two processes, at the same time
+    scopes                calls under each scope; asking for the partition, making its table
     high_contention_100   100 callers want one key: tasks, threads, threads of 5 processes
     distributed_10x10     100 callers want 10 keys: tasks, threads, threads of 5 processes
     wake_up               from the end of the function to a follower that has the value

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import msgpack
 
-from uniflight_mp import Merger
+from uniflight_mp import Merger, Scope
 
 from .stage import FORK
 
@@ -30,8 +30,8 @@ __all__ = ["BareSemaphore", "FlockFile", "Ours", "Recipe", "installed", "install
 class Ours:
     """A Merger."""
 
-    def __init__(self, table: str) -> None:
-        self.merger = Merger(table)
+    def __init__(self, table: str, scope: Scope | None = None) -> None:
+        self.merger = Merger(table, scope=scope)
         self.execute = self.follow = self.merger.execute
 
     def has_followers(self, key: str, count: int) -> bool:

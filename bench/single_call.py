@@ -13,16 +13,18 @@ from collections.abc import Callable
 from timeit import Timer
 from typing import Any
 
+from uniflight_mp import Merger
+
 from . import floors
 from .batches import alternate_batches
 from .contenders import FlockFile, Ours, Recipe, installed_peers
 from .report import Row, rows_over
 from .stage import table_name
 
-__all__ = ["run"]
+__all__ = ["FLOOR", "floor_timer", "run", "timer_of"]
 
 KEY = "sku:42"
-_FLOOR = "floor: begin + finish of the core, from Python"
+FLOOR = "floor: begin + finish of the core, from Python"
 _OURS = "uniflight-mp"
 
 
@@ -33,22 +35,28 @@ def _nothing() -> None:
 def _timers(table: str, directory: str) -> dict[str, Timer]:
     """Return what takes part, by label."""
     ours = Ours(table)
-    begin = ours.merger._segment.table.begin
     timers = {
-        _FLOOR: Timer("begin(key, None, 3).finish(None)", globals={"begin": begin, "key": KEY}),
+        FLOOR: floor_timer(ours.merger),
         "the function, called directly": Timer("func()", globals={"func": _nothing}),
-        _OURS: _timer_of(ours.execute),
-        "rival: in-process recipe (lock, dict, Future)": _timer_of(Recipe().execute),
-        "rival: cross-process recipe (flock, file in /dev/shm)": _timer_of(
+        _OURS: timer_of(ours.execute),
+        "rival: in-process recipe (lock, dict, Future)": timer_of(Recipe().execute),
+        "rival: cross-process recipe (flock, file in /dev/shm)": timer_of(
             FlockFile(directory).execute
         ),
     }
     for name, make in installed_peers():
-        timers[f"rival: in-process {name}"] = _timer_of(make().execute)
+        timers[f"rival: in-process {name}"] = timer_of(make().execute)
     return timers
 
 
-def _timer_of(execute: Callable[..., Any]) -> Timer:
+def floor_timer(merger: Merger) -> Timer:
+    """Time what every call asks of the core."""
+    begin = merger._segment.table.begin
+    return Timer("begin(key, None, 3).finish(None)", globals={"begin": begin, "key": KEY})
+
+
+def timer_of(execute: Callable[..., Any]) -> Timer:
+    """Time a call that nobody else wants."""
     return Timer("execute(key, func)", globals={"execute": execute, "key": KEY, "func": _nothing})
 
 
@@ -75,4 +83,4 @@ def run(quick: bool) -> list[Row]:
     ):
         samples |= alternate_batches(_timers(table, directory), batches)
         samples[f"{_OURS}, timed one by one"] = _one_by_one(Ours(table).execute, 20 * batches)
-    return rows_over(_FLOOR, "ns", samples, {_OURS: "<= 600; <= 1/4 of the best in-process rival"})
+    return rows_over(FLOOR, "ns", samples, {_OURS: "<= 600; <= 1/4 of the best in-process rival"})

@@ -18,10 +18,10 @@ from .batches import alternate_batches
 from .report import Row, rows_over
 from .stage import table_name
 
-__all__ = ["run"]
+__all__ = ["FLOOR", "AwaitTimer", "floor_timer", "run", "timer_of"]
 
 KEY = "sku:42"
-_FLOOR = "floor: begin + finish of the core around an await"
+FLOOR = "floor: begin + finish of the core around an await"
 _OURS = "uniflight-mp"
 
 _BATCH = """
@@ -33,7 +33,7 @@ async def batch(calls):
 """
 
 
-class _AwaitTimer:
+class AwaitTimer:
     """``timeit.Timer`` for a statement that awaits."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, statement: str, **names: object) -> None:
@@ -50,19 +50,26 @@ async def _nothing() -> None:
     pass
 
 
-def _timers(loop: asyncio.AbstractEventLoop, merger: AsyncMerger) -> dict[str, _AwaitTimer]:
+def floor_timer(loop: asyncio.AbstractEventLoop, merger: AsyncMerger) -> AwaitTimer:
+    """Time what every call asks of the core, and the one await."""
+    statement = "begin(key, None, 3).finish(await func())"
+    return AwaitTimer(loop, statement, begin=merger._segment.table.begin)
+
+
+def timer_of(loop: asyncio.AbstractEventLoop, execute: Execute) -> AwaitTimer:
+    """Time a call that nobody else wants."""
+    return AwaitTimer(loop, "await execute(key, func)", execute=execute)
+
+
+def _timers(loop: asyncio.AbstractEventLoop, merger: AsyncMerger) -> dict[str, AwaitTimer]:
     """Return what takes part, by label."""
-
-    def timer_of(execute: Execute) -> _AwaitTimer:
-        return _AwaitTimer(loop, "await execute(key, func)", execute=execute)
-
-    floor = "begin(key, None, 3).finish(await func())"
     timers = {
-        _FLOOR: _AwaitTimer(loop, floor, begin=merger._segment.table.begin),
-        "the function, awaited directly": _AwaitTimer(loop, "await func()"),
-        _OURS: timer_of(merger.execute),
+        FLOOR: floor_timer(loop, merger),
+        "the function, awaited directly": AwaitTimer(loop, "await func()"),
+        _OURS: timer_of(loop, merger.execute),
     }
-    return timers | {name: timer_of(execute) for name, execute in async_rivals().items()}
+    rivals = async_rivals().items()
+    return timers | {name: timer_of(loop, execute) for name, execute in rivals}
 
 
 def run(quick: bool) -> list[Row]:
@@ -73,4 +80,4 @@ def run(quick: bool) -> list[Row]:
         closing(asyncio.new_event_loop()) as loop,
     ):
         samples = alternate_batches(_timers(loop, merger), 100 if quick else 1000)
-    return rows_over(_FLOOR, "ns", samples, {_OURS: "<= 1,200"})
+    return rows_over(FLOOR, "ns", samples, {_OURS: "<= 1,200"})

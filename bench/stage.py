@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from uniflight_mp.segment import destroy
-from uniflight_mp.shmfile import segment_name
+from uniflight_mp.shmfile import find_segments
 
 __all__ = [
     "FORK",
@@ -76,12 +76,13 @@ class Cast:
 
 @contextmanager
 def table_name(figure: str) -> Iterator[str]:
-    """Give a name for a table of this run; the table is destroyed afterwards."""
+    """Give a name for a table of this run; it is destroyed afterwards, in all its partitions."""
     name = f"bench-{os.getpid()}-{figure}"
     try:
         yield name
     finally:
-        destroy(segment_name(name), name)
+        for found in find_segments(name):
+            destroy(found.segment, name)
 
 
 def receive(connection: Connection) -> Any:

@@ -97,8 +97,8 @@ static bool is_present_locked(const struct uf_slot *slot, const struct uf_flight
            UF_LOAD(slot->epoch) == flight->epoch && UF_LOAD(slot->state) == UF_STATE_RUNNING;
 }
 
-/* Numbers only grow, by one at a time: one that is lower than it was, or ages ahead, was not
- * written by the core. A leader that took it for a fence would leave its followers waiting. */
+/* Numbers only grow, by one at a time: one that is lower than it was, or more than 2^32 ahead,
+ * was not written by the core. A leader that took it for a fence would leave its followers waiting. */
 static bool is_nonsense(uint64_t now, uint64_t then)
 {
     return now < then || now - then > UINT64_C(1) << 32;
@@ -391,14 +391,18 @@ static void keep_value_locked(struct uf_table *table, const struct uf_flight *fl
     remains->value_kept = true;
 }
 
+static bool is_encoded(const struct uf_result *result)
+{
+    return result->data != NULL || result->kind == UF_PAYLOAD_EXTRA;
+}
+
 static void publish_locked(struct uf_table *table, const struct uf_flight *flight,
                            const struct uf_result *result, const struct audience *audience,
                            struct uf_wakes *wakes, struct uf_remains *remains)
 {
     struct uf_slot *s = uf_slot(table, flight->slot);
     const struct uf_result local_only = {.kind = UF_PAYLOAD_LOCAL};
-    bool encoded = result->data != NULL || result->kind == UF_PAYLOAD_EXTRA;
-    write_payload_locked(table, flight->slot, encoded ? result : &local_only);
+    write_payload_locked(table, flight->slot, is_encoded(result) ? result : &local_only);
     keep_value_locked(table, flight, result, audience->local, remains);
     remains->followers = audience->local + audience->foreign;
     UF_STORE(s->followers, remains->followers);
@@ -424,9 +428,8 @@ static enum uf_status finish_locked(struct uf_table *table, const struct uf_flig
     if (uf_drop_dead_locked(table, flight->slot, UF_WHOLE_LIST) != UF_OK ||
         count_waiters_locked(table, flight->slot, &audience) != UF_OK)
         return UF_DAMAGED;
-    bool encoded = result->data != NULL || result->kind == UF_PAYLOAD_EXTRA;
     bool wanted = audience.foreign > 0 || (audience.local > 0 && result->kind == UF_PAYLOAD_ERROR);
-    if (wanted && !encoded) {
+    if (wanted && !is_encoded(result)) {
         seal_locked(table, flight->slot);
         if (UF_LOAD(s->first) != first) /* it has to watch this leader in place of a dead one */
             uf_wake_first_locked(table, wakes, s);

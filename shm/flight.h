@@ -84,9 +84,12 @@ enum uf_status uf_leave(struct uf_table *table, const struct uf_flight *flight, 
                         enum uf_leaving how, enum uf_patience patience,
                         struct uf_remains *remains);
 
-/* After UF_LEADERLESS: UF_LEADER (the cell is gone, `flight` is the leader's now), UF_PENDING
- * (somebody else leads: another one was faster; or the flight was sealed, and the caller waits
- * for a newer one of its key now, which `flight` describes), UF_DONE, or why the lock could not be had (the cell is kept). */
+/* After UF_LEADERLESS:
+ *   UF_LEADER   the cell is gone, `flight` is the leader's now
+ *   UF_PENDING  somebody else leads: another one was faster; or the flight was sealed, and the
+ *               cell waits for a newer flight of its key now, which `flight` describes
+ *   UF_DONE     take the payload and leave
+ * or why the lock could not be had (the cell is kept). */
 enum uf_status uf_takeover(struct uf_table *table, const struct uf_caller *caller,
                            struct uf_flight *flight);
 

@@ -1175,6 +1175,12 @@ static PyTypeObject *add_type(PyObject *module, PyType_Spec *spec)
 
 static int module_exec(PyObject *module)
 {
+    /* Interpreters of a process share its thread records, and followers in the leader's process get
+     * its very object: one that another interpreter must not touch. */
+    if (PyInterpreterState_Get() != PyInterpreterState_Main()) {
+        PyErr_SetString(PyExc_ImportError, "uniflight_mp works in a process's main interpreter only");
+        return -1;
+    }
     ModuleState *state = PyModule_GetState(module);
     state->table_type = add_type(module, &table_spec);
     state->lead_type = add_type(module, &lead_spec);

@@ -11,6 +11,10 @@
 
 #define CARE_INTERVAL_NS UINT64_C(100000000)
 
+/* The kernel follows 2,048 robust mutexes of a thread (ROBUST_LIST_LIMIT), those that it took last:
+ * of any others it would not tell that the thread died. The rest is for the user's own. */
+#define MOST_SEATS 1024
+
 /* A thread's record in one mapping. The list is the thread's own. */
 struct seat {
     struct uf_mapping *mapping;
@@ -240,11 +244,19 @@ void uf_mapping_close(struct uf_mapping *mapping)
     pthread_mutex_unlock(&mappings_lock);
 }
 
+static uint32_t count_seats(void)
+{
+    uint32_t count = 0;
+    for (const struct seat *seat = seats; seat; seat = seat->next)
+        count++;
+    return count;
+}
+
 static enum uf_status take_seat(struct uf_mapping *mapping, uint64_t *owner)
 {
     struct seat *seat = malloc(sizeof *seat);
     leave_seats(NULL, true); /* of tables that were closed or replaced meanwhile */
-    if (!seat || uf_thread_claim(&mapping->table, owner) != UF_OK) {
+    if (!seat || count_seats() >= MOST_SEATS || uf_thread_claim(&mapping->table, owner) != UF_OK) {
         free(seat);
         return UF_NO_THREAD;
     }

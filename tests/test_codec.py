@@ -365,6 +365,18 @@ def test_a_zone_that_cannot_be_named_is_refused(moment, tmp_path):
         assert caught.value.path == "$[0].tzinfo"
 
 
+def test_a_metaclass_that_raises_has_no_say_in_a_refusal():
+    class Meta(type):
+        def __getattribute__(cls, name):
+            raise SystemExit(name)
+
+    class Price(metaclass=Meta):
+        pass
+
+    with pytest.raises(ResultNotShareable, match="is of type <type without a name>"):
+        MsgpackCodec().encode([object.__new__(Price)])
+
+
 def test_a_cycle_is_refused_with_one_turn_of_it():
     a: list = []
     a.append(a)

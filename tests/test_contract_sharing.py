@@ -84,6 +84,23 @@ def test_of_an_unshareable_result_the_leader_keeps_its_own_and_processes_run_the
 
 
 @pytest.mark.shared
+def test_where_warnings_are_errors_results_are_the_same(
+    merger, processes, leading, followed, monkeypatch
+):
+    shown = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: shown.append(str(message)))
+    leader = leading(merger, "key")
+    call = processes.start(merger.flight, "key", give, "own")
+    followed(merger)
+    value = Opaque()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert leader.outcome(value).value is value
+    assert call.result().value == "own"
+    assert ["Opaque" in text for text in shown] == [True]
+
+
+@pytest.mark.shared
 def test_the_leader_warns_once_about_a_type_and_path(merger, hands, leading, followed):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

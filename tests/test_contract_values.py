@@ -7,6 +7,7 @@ import decimal
 import enum
 import os
 import uuid
+import weakref
 
 import pytest
 
@@ -307,6 +308,50 @@ def test_threads_get_the_object_and_processes_a_copy_of_the_same_flight(
     leader.finish(value)
     assert thread.result().value is value
     assert process.result().value == value
+
+
+def evaluate(_):
+    raise RuntimeError("evaluated")
+
+
+class Lazy:
+    """As a lazy proxy: whoever asks for its class evaluates it."""
+
+    __class__ = property(evaluate)
+    __repr__ = evaluate
+
+    def __call__(self):
+        async def function():
+            pass
+
+        return function()
+
+
+def dead_proxy():
+    return weakref.proxy(Lazy())
+
+
+def test_a_value_is_passed_on_unasked(merger):
+    kinds = [type(merger.execute("key", function)) for function in (Lazy, dead_proxy)]
+    assert kinds == [Lazy, weakref.CallableProxyType]
+
+
+class LazyExit(BaseException):
+    __class__ = property(evaluate)
+
+
+def test_an_exception_is_passed_on_unasked(merger):
+    with pytest.raises(LazyExit):
+        merger.execute("key", throw, LazyExit())
+
+
+def throw(error):
+    raise error
+
+
+def test_a_function_is_not_asked_what_it_is_called(merger):
+    with pytest.raises(TypeError, match="Lazy: no repr> returned a coroutine"):
+        merger.execute("key", Lazy())
 
 
 # ---- codecs -----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -518,3 +519,9 @@ def test_a_killed_gevent_process_is_replaced_by_a_blocked_thread(table_name, chi
     until(lambda: sync.flights()[0].followers == 1)
     leader.end()
     assert call.result().takeovers == 1
+
+
+def test_a_call_while_another_thread_imports_gevent_is_an_ordinary_one(table_name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gevent.monkey", types.ModuleType("gevent.monkey"))
+    with Merger(table_name) as merger:
+        assert merger.flight("key", lambda: 1).role is Role.LEADER

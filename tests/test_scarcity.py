@@ -11,10 +11,11 @@ import sys
 import textwrap
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 
-from uniflight_mp import Merger, TableUnavailable
+from uniflight_mp import Merger, TableUnavailable, _shm
 from uniflight_mp.segment import destroy
 from uniflight_mp.shmfile import path_of, segment_name
 
@@ -191,7 +192,7 @@ def test_a_full_dev_shm_is_an_error_that_says_what_to_do():
     assert "of /dev/shm, of which " in text
     assert "smaller Limits" in text
     assert "shm-size" in text
-    assert left.endswith("~lock']")
+    assert left == "[]"
 
 
 TIGHT = (
@@ -283,6 +284,50 @@ def test_without_the_core_the_package_imports_and_opening_says_what_is_missing()
     assert "Linux" in text
     assert "compile" in text
     assert last == "fine"
+
+
+def test_a_core_that_cannot_be_loaded_says_why(tmp_path):
+    core = Path(_shm.__file__)
+    package = shutil.copytree(core.parent, tmp_path / core.parent.name)
+    (package / core.name).write_bytes(b"of another platform")
+    script = """
+        import uniflight_mp
+        try:
+            uniflight_mp.Merger("prices")
+        except uniflight_mp.TableUnavailable as error:
+            print(error, "|", error.__cause__)
+    """
+    text, cause = python(script, cwd=tmp_path).strip().split(" | ")
+    assert text.endswith(f"cannot be loaded: {cause}")
+    assert core.name in cause
+    assert "compiler" not in text
+
+
+OTHER_INTERPRETER = """
+    import sys, textwrap
+    try:
+        import _xxsubinterpreters as interpreters
+    except ImportError:
+        import _interpreters as interpreters
+    import uniflight_mp
+
+    code = textwrap.dedent('''
+        import uniflight_mp
+        try:
+            uniflight_mp.Merger("prices")
+        except uniflight_mp.TableUnavailable as error:
+            print(error.reason, error, flush=True)
+    ''')
+    other = interpreters.create()
+    interpreters.run_string(other, f"import sys; sys.path[:] = {sys.path}\\n{code}")
+    interpreters.destroy(other)
+"""
+
+
+def test_other_interpreters_of_a_process_are_refused_plainly():
+    text = python(OTHER_INTERPRETER)
+    assert text.startswith("unsupported table 'prices' is unavailable")
+    assert "interpreter" in text
 
 
 WITHOUT_PROC = """

@@ -232,6 +232,34 @@ def test_strict_checks_results_of_private_tables_too(table_name):
     assert files(table_name) == []
 
 
+def test_a_thread_takes_part_in_no_more_tables_than_the_kernel_can_watch(table_name, hands):
+    def fill():
+        tiny = Limits(flights=1, waiters=1, threads=2, inline_bytes=1)
+        mergers = [
+            Merger(f"{table_name[:50]}-{n}", scope=PerProcess(), limits=tiny) for n in range(1030)
+        ]
+        roles = [merger.flight("key", int).role for merger in mergers]
+        last = mergers[-1]
+        solo = last.stats().solo["too_many_threads"]
+        with pytest.raises(TableUnavailable, match="close Mergers"):
+            last.with_options(strict=True).execute("key", never)
+        for merger in mergers[:10]:
+            merger.close()
+        return roles, solo, last.flight("key", int).role
+
+    roles, solo, afterwards = hands.start(fill, where="threads").result()
+    assert roles == [Role.LEADER] * 1024 + [Role.SOLO] * 6
+    assert solo == 1
+    assert afterwards is Role.LEADER
+
+
+def test_submit_goes_to_the_partition_of_its_caller(table_name):
+    merger = Merger(table_name, scope=PerTenant())
+    assert as_tenant("one", merger.submit, "key", give, 1).result() == 1
+    assert "@PerTenant@one" in files(table_name)
+    merger.close()
+
+
 def test_other_limits_for_a_private_table_are_warned_of(table_name):
     merger = Merger(table_name, scope=PerProcess())
     with pytest.warns(RuntimeWarning, match="close all Mergers of that name first"):

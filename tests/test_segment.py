@@ -216,6 +216,30 @@ def hold_lock(name, ready):
         time.sleep(60)
 
 
+def test_a_lock_whose_file_was_replaced_meanwhile_is_taken_again(table_name, monkeypatch):
+    import filelock
+
+    from uniflight_mp.shmfile import locked
+
+    path = path_of(segment_name(table_name)) + "~lock"
+    acquire, seen = filelock.FileLock.acquire, []
+
+    def acquire_and_lose(lock):
+        proxy = acquire(lock)
+        seen.append(os.stat(path).st_ino)
+        if len(seen) == 1:  # an outsider removes it
+            os.unlink(path)
+        elif len(seen) == 2:  # and another process has its own already
+            os.rename(path, path + "-kept")
+            plain_file(path)
+        return proxy
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire_and_lose)
+    with locked(segment_name(table_name), table_name):
+        os.unlink(path + "-kept")
+        assert os.stat(path).st_ino == seen[2]
+
+
 def test_processes_that_open_at_the_same_moment_share_one_table(table_name, hands, tmp_path):
     calls = [
         hands.start(open_together, table_name, tmp_path / "go", where="forked") for _ in range(6)

@@ -51,7 +51,8 @@ Self = TypeVar("Self", bound="BaseMerger")
 _ADVICE = {
     "table_full": "more keys are in flight than the table holds: raise Limits.flights",
     "too_many_waiters": "more callers wait than the table holds: raise Limits.waiters",
-    "too_many_threads": "more threads use the table than it holds: raise Limits.threads",
+    "too_many_threads": "more threads use the table than it holds: raise Limits.threads; or this "
+    "thread uses more than 1,024 tables: close Mergers",
     "lock_timeout": "a process that holds a lock of the table is stopped: continue or kill it",
     "damaged": "the table's memory holds what this library never writes; it is being replaced",
 }
@@ -282,8 +283,13 @@ class BaseMerger:
     def _here(self: Self) -> Self:
         """Return the Merger on the table of the caller's partition; only if there are several."""
         partition = self._scope.partition()
-        view: Self | None = (self._views or {}).get(partition)
-        return self._open_here(partition) if view is None else view
+        try:
+            here: Self = self._views[partition]  # type: ignore[index]  # not asked if it is None
+        except KeyError:
+            pass
+        else:
+            return here
+        return self._open_here(partition)  # not in the handler: a KeyError is no context for it
 
     def _open_here(self: Self, partition: str) -> Self:
         views, home = self._views, self._segment.table  # if this Merger is closed, it says so
@@ -313,9 +319,11 @@ class BaseMerger:
         # Not only those that this Merger has met: other processes may be in others.
         for partition in partitions(self._name, self._scope):
             with suppress(*_UNAVAILABLE):  # somebody else's file, or one that was just removed
-                table = open_segment(self._name, self._scope, partition, self._limits).table
-                if table is not home:
-                    tables.append(table)
+                segment = open_segment(
+                    self._name, self._scope, partition, self._limits, CARE_LOCK_SECONDS
+                )
+                if segment.table is not home:
+                    tables.append(segment.table)
         return tables
 
     # ---- steps of a call ----------------------------------------------------------------
@@ -432,7 +440,7 @@ class BaseMerger:
 
     def _fail(self, lead: Lead, error: BaseException) -> None:
         """End a flight whose function raised: an Exception is everybody's, the rest nobody's."""
-        if not isinstance(error, Exception):
+        if not issubclass(type(error), Exception):  # whatever its __class__ says, as in except
             lead.abandon()  # cancelled, interrupted, exiting: a follower leads
         elif not lead.fail():
             lead.publish(shm.PAYLOAD_ERROR, self._encode_failure(error), None)

@@ -57,7 +57,7 @@ from typing import Any, Protocol, TypeVar
 
 from . import keys
 from .classes import EXCEPTION, OTHER, Registered, describe
-from .errors import Refused, ResultNotShareable, show, type_name
+from .errors import Refused, ResultNotShareable, attempt, show, type_name
 from .keys import ExtType, Leaf, identity
 
 _SCALARS = frozenset({str, bytes, int, float, bool, type(None)})
@@ -148,7 +148,7 @@ class _Encoding:
         if kind in _LEAVES:
             return self.leaf(value)
         if kind not in _CONTAINERS and kind not in self.codec.classes:
-            raise Refused(kind, _hint(kind))
+            raise Refused(kind, attempt(lambda: _hint(kind), ""))  # a metaclass may have a say
         if depth == self.codec.max_depth:
             raise Refused(kind, f"it is nested more than {depth} deep", deepest=value)
         try:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import reprlib
 import sys
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 __all__ = [
     "FlightTimeout",
@@ -24,6 +26,20 @@ __all__ = [
 
 _TEXT_LIMIT = 500
 _PACKAGE = __name__.partition(".")[0] + "."
+
+
+def attempt(action: Callable[[], Any], otherwise: Any) -> Any:
+    """Return what ``action`` does, or ``otherwise`` if it raises anything but Ctrl-C.
+
+    For actions that run methods of strangers' values, classes and exceptions. They may raise
+    ``SystemExit`` as well; nobody's process is to end for being asked what it has.
+    """
+    try:
+        return action()
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return otherwise
 
 
 def clip(text: str, limit: int) -> str:
@@ -45,16 +61,14 @@ def show(value: object, limit: int = 80) -> str:
     shortener = reprlib.Repr()
     shortener.maxstring = shortener.maxother = limit
     shortener.maxtuple = 8
-    try:
-        if isinstance(value, (bytes, bytearray)):
-            value = value[:limit]
-        elif type(value) is int and value.bit_length() > 4096:
+
+    def render() -> str:
+        if type(value) is int and value.bit_length() > 4096:
             return f"<int of {value.bit_length()} bits>"  # repr would be slow, or refused
-        text = clip(shortener.repr(value), limit)
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # a __repr__ may raise SystemExit as well
-        return f"<{type_name(type(value), limit)}: no repr>"
+        short = value[:limit] if isinstance(value, (bytes, bytearray)) else value
+        return clip(shortener.repr(short), limit)
+
+    text: str = attempt(render, "") or f"<{type_name(type(value), limit)}: no repr>"
     return text if text.isprintable() else clip(repr(text)[1:-1], limit)
 
 
@@ -63,22 +77,29 @@ def type_name(cls: type, limit: int = 200) -> str:
 
     A metaclass can make either attribute anything; then the result says so.
     """
-    try:
+
+    def render() -> str:
         module, name = cls.__module__, cls.__qualname__
-        full = name if module == "builtins" else f"{module}.{name}"
-    except KeyboardInterrupt:
-        raise
-    except BaseException:
-        return "<type without a name>"
-    return clip(full, limit)
+        return clip(name if module == "builtins" else f"{module}.{name}", limit)
+
+    text: str = attempt(render, "<type without a name>")
+    return text
 
 
 def warn(text: str) -> None:
-    """Warn, at the line of the caller outside this package."""
+    """Warn, at the line of the caller outside this package.
+
+    Never raises: where a filter makes warnings errors (``python -W error``), the warning is shown
+    instead. It is about how a call comes by its result, and must not cost that result.
+    """
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1
-    warnings.warn(text, RuntimeWarning, stacklevel=level)
+    try:
+        warnings.warn(text, RuntimeWarning, stacklevel=level)
+    except RuntimeWarning as error:
+        place = frame.f_code.co_filename, frame.f_lineno
+        warnings.showwarning(error, RuntimeWarning, *place)
 
 
 class UniflightError(Exception):

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 from .codec import Codec, MsgpackCodec
-from .errors import LeaderPanicked, clip
+from .errors import LeaderPanicked, attempt, clip
 from .keys import identity
 
 FAILURE_BYTES = 3072
@@ -37,16 +36,16 @@ def encode_failure(exc: BaseException, codec: Codec, leader_pid: int) -> bytes:
     they raise, except ``KeyboardInterrupt``, only makes the failure say less. Attributes that
     were set after construction, causes and contexts do not travel.
     """
-    name = _attempt(lambda: identity(type(exc)), "?:?")
+    name = attempt(lambda: identity(type(exc)), "?:?")
     kind = _fit(name, _NAME_BYTES)
-    message = _fit(_attempt(lambda: str(exc), "<its message cannot be shown>"), _MESSAGE_BYTES)
+    message = _fit(attempt(lambda: str(exc), "<its message cannot be shown>"), _MESSAGE_BYTES)
     last_line = f"{_dotted(kind)}: {clip(message, 200)}"
-    trace = _attempt(lambda: _trace(exc), "") + last_line
+    trace = attempt(lambda: _trace(exc), "") + last_line
     texts = [kind, message, _fit_end(trace, _TRACEBACK_BYTES)]
     room = FAILURE_BYTES - _OVERHEAD - sum(len(text.encode()) for text in texts)
     args = None
     if name == kind:  # a shortened name leads nowhere
-        args = _attempt(lambda: _rebuilding_args(exc, name, _args_codec(codec), room), None)
+        args = attempt(lambda: _rebuilding_args(exc, name, _args_codec(codec), room), None)
     return _PLAIN.encode([_FORMAT, leader_pid, *texts, args])
 
 
@@ -64,7 +63,7 @@ def decode_failure(payload: memoryview | bytes, codec: Codec) -> Exception:
     panicked = LeaderPanicked(message, _dotted(name), trace, pid)
     if data is None:
         return panicked
-    exc: Exception = _attempt(lambda: _rebuild(name, data, _args_codec(codec), panicked), panicked)
+    exc: Exception = attempt(lambda: _rebuild(name, data, _args_codec(codec), panicked), panicked)
     return exc
 
 
@@ -75,20 +74,6 @@ def _read_record(record: Any) -> tuple[int, str, str, str, bytes | None]:
     if record[0] != _FORMAT:
         raise ValueError(f"the failure has format {record[0]}, not {_FORMAT}")
     return tuple(record[1:])
-
-
-def _attempt(action: Callable[[], Any], otherwise: Any) -> Any:
-    """Return what ``action`` does, or ``otherwise`` if it raises anything but Ctrl-C.
-
-    The actions run methods of strangers' exceptions, which may raise ``SystemExit`` as well; a
-    function that failed must not end the process for being asked why.
-    """
-    try:
-        return action()
-    except KeyboardInterrupt:
-        raise
-    except BaseException:
-        return otherwise
 
 
 # Texts.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from .base import BaseMerger, Solo
 from .coalesce import Coalesced, KeyMaker, wrap
 from .core import Follow, Lead, give_back, shm
+from .errors import show
 from .outcome import Outcome, Role
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ _modules: Final = sys.modules
 
 def _plain(func: object, value: T) -> T:
     """Return what a function returned, unless it was a coroutine function."""
-    if isinstance(value, CoroutineType):
-        value.close()  # or Python would warn that it was never awaited
+    if type(value) is CoroutineType:
+        value.close()  # type: ignore[attr-defined]  # or Python would warn that it was never awaited
         raise TypeError(
-            f"Merger runs plain functions, and {func!r} returned a coroutine. Use AsyncMerger: "
+            f"Merger runs plain functions, and {show(func)} returned a coroutine. Use AsyncMerger: "
             "await merger.execute(key, func)"
         )
     return value
@@ -41,7 +42,9 @@ def _plain(func: object, value: T) -> T:
 def _is_patched() -> bool:
     """Whether blocking this thread would block greenlets: asked at each call, because gunicorn's
     gevent worker patches after the fork, when a preloaded application has its Mergers."""
-    return bool(_modules[_GEVENT].is_module_patched("socket"))
+    # Another thread may be importing it at this moment.
+    ask = getattr(_modules.get(_GEVENT), "is_module_patched", None)
+    return ask is not None and bool(ask("socket"))
 
 
 class Merger(BaseMerger):
@@ -134,7 +137,8 @@ class Merger(BaseMerger):
         """
         if executor is None:
             executor = self._own_executor()
-        return executor.submit(self.execute, key, func, *args, **kwargs)
+        here = self if self._views is None else self._here()  # where the caller is, not the pool
+        return executor.submit(here.execute, key, func, *args, **kwargs)
 
     def coalesce(
         self, key: str | Callable[..., object] | None = None
@@ -200,7 +204,7 @@ class Merger(BaseMerger):
         except BaseException as error:
             self._fail(lead, error)
             raise
-        if value.__class__ is CoroutineType:
+        if type(value) is CoroutineType:  # not its __class__: a lazy proxy would be evaluated
             lead.abandon()
             _plain(func, value)
         self._complete(lead, value)

@@ -82,8 +82,10 @@ class PerCore:
 
     def partition(self) -> str:
         """Return the number of the CPU that the caller is on."""
-        cpu = shm.cpu()
-        return _NUMBERS[cpu] if cpu < len(_NUMBERS) else str(cpu)
+        try:
+            return _NUMBERS[shm.cpu()]
+        except IndexError:
+            return str(shm.cpu())
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import ClassVar, Final, NamedTuple
 
-from .core import Table, is_built, shm
+from .core import Table, is_built, missing, shm, why_missing
 from .errors import TableCorrupt, TableMismatch, TableUnavailable, warn
 from .keys import encode_key
 from .limits import Limits
@@ -50,8 +50,12 @@ __all__ = [
 CARE_LOCK_SECONDS: Final = 0.2  # inside somebody's call, which must not hang for our sake
 
 
-def _attach(fd: int, segment: str, name: str, read_only: bool) -> Table:
-    table = shm.attach(fd, path_of(segment), encode_key, read_only)
+def _attach(fd: int, segment: str, name: str, read_only: bool = False) -> Table:
+    """Map the table behind a descriptor, and close that."""
+    try:
+        table = shm.attach(fd, path_of(segment), encode_key, read_only)
+    finally:
+        os.close(fd)
     if not isinstance(table, int):
         return table
     if table == shm.NO_MEMORY:
@@ -60,6 +64,11 @@ def _attach(fd: int, segment: str, name: str, read_only: bool) -> Table:
         raise TableMismatch(name, "another layout version or libc", f"format {shm.format():08x}")
     what = "is not a table" if table == shm.NOT_A_TABLE else "has numbers that contradict its size"
     raise TableCorrupt(name, f"{path_of(segment)} {what}")
+
+
+def _attach_existing(segment: str, name: str, read_only: bool = False) -> Table | None:
+    fd = open_file(segment, name)
+    return None if fd is None else _attach(fd, segment, name, read_only)
 
 
 def _no_room(name: str, size: int, error: OSError) -> TableUnavailable:
@@ -128,22 +137,11 @@ def _open_table(
 ) -> Table:
     """Attach to the table, made now if there is none or if it was given up as damaged."""
     with locked(segment, name, seconds):
-        fd = open_file(segment, name)
-        created = fd is None
-        if fd is None:
-            fd = _create(segment, name, limits, bind)
-        try:
-            table = _attach(fd, segment, name, read_only=False)
-        finally:
-            os.close(fd)
-        if table.damaged:
+        table = _attach_existing(segment, name)
+        created = table is None or table.damaged
+        if table is None or created:
             unlink(segment)
-            fd, created = _create(segment, name, limits, bind), True
-            try:
-                table = _attach(fd, segment, name, read_only=False)
-            finally:
-                os.close(fd)
-
+            table = _attach(_create(segment, name, limits, bind), segment, name)
         table.reap()
         reap_results(table, segment)
     if not created:
@@ -304,12 +302,7 @@ def open_segment(
         Exception: what ``Segment.open`` and ``PrivateSegment.open`` raise.
     """
     if not is_built():
-        raise TableUnavailable(
-            "unsupported",
-            "tables need Linux with glibc, and the compiled core, which is missing "
-            "in this installation: install a C compiler and reinstall uniflight-mp there",
-            name,
-        )
+        raise TableUnavailable("unsupported", why_missing(), name) from missing
     if scope.shared:
         return Segment.open(name, scope, partition, limits, seconds)
     return PrivateSegment.open(name, scope, partition, limits)
@@ -346,13 +339,7 @@ def attach_read_only(segment: str, name: str) -> Table | None:
     Raises:
         TableUnavailable, TableMismatch, TableCorrupt: as ``Segment.open``.
     """
-    fd = open_file(segment, name)
-    if fd is None:
-        return None
-    try:
-        return _attach(fd, segment, name, read_only=True)
-    finally:
-        os.close(fd)
+    return _attach_existing(segment, name, read_only=True)
 
 
 def destroy(segment: str, name: str) -> bool:
@@ -367,8 +354,6 @@ def destroy(segment: str, name: str) -> bool:
         unlink(segment + "~draft")
         for extra in extra_segments(segment):
             unlink(extra)
-        # Safe under the lock: who waits for it sees that the file has no name and starts over.
-        unlink(segment + "~lock")
     return existed
 
 
@@ -391,14 +376,9 @@ def reap(segment: str, name: str) -> Reaped | None:
     """
 
     with locked(segment, name):
-        fd = open_file(segment, name)
-        if fd is None:
-            unlink(segment + "~lock")
+        table = _attach_existing(segment, name)
+        if table is None:
             return None
-        try:
-            table = _attach(fd, segment, name, read_only=False)
-        finally:
-            os.close(fd)
         unlink(segment + "~draft")
         leaderless = {row[11:13] for row in table.flights() if row[10]}
         waiters = table.usage()[1]

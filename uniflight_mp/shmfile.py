@@ -152,6 +152,8 @@ def unlink(segment: str) -> bool:
 def locked(segment: str, name: str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     """Hold the table's file lock, against threads and processes; it is freed by any death.
 
+    Its file goes with the lock if there is no table then.
+
     Raises:
         TableUnavailable: the lock is held for longer than ``seconds``, or is not ours to take.
     """
@@ -163,26 +165,60 @@ def locked(segment: str, name: str, seconds: float = LOCK_SECONDS) -> Iterator[N
             "unsupported", f"{SHM_DIR} does not exist; mount a tmpfs there", name
         )
     lock = filelock.FileLock(path, timeout=seconds, mode=0o600, poll_interval=0.002)
-    with suppress(FileNotFoundError):  # before anybody opens it: some versions truncate it
-        _check_file(os.stat(path, follow_symlinks=False), path, name)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise TableUnavailable(
-            "locked",
-            f"another process has been creating or removing the table for {seconds:g} s; "
-            f"is it stopped? See who has {path} open",
-            name,
-        ) from error
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR):
+    is_ours = False
+    while not is_ours:
+        fd = _open_lock(path, name)  # kept open, so that no other file gets its inode
+        try:
+            try:
+                lock.acquire()
+            except filelock.Timeout as error:
+                raise TableUnavailable(
+                    "locked",
+                    f"another process has been creating or removing the table for {seconds:g} s; "
+                    f"is it stopped? See who has {path} open",
+                    name,
+                ) from error
+            # The path led to this file before it was locked and does now, so it is this file that
+            # is locked: a file that was removed, as ``destroy`` does, never gets its name back.
+            is_ours = _is_at(path, fd)
+            if is_ours:
+                yield
+        finally:
+            # Nothing was made, or all was removed. Who waits for the lock sees that its file has
+            # no name, and starts over.
+            if is_ours and not os.path.lexists(path_of(segment)):
+                unlink(segment + "~lock")
+            os.close(fd)
+            lock.release()
+
+
+def _open_lock(path: str, name: str) -> int:
+    """Open the lock's file, made now if there is none, and check that it is ours to use."""
+    fd = None
+    while fd is None:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            with suppress(FileExistsError):
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+                os.fchmod(fd, 0o600)  # whatever the umask took away
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR):
+                raise
             raise refusal(path, name, f"cannot be used as a lock ({error.strerror})") from error
-        raise
     try:
-        _check_file(os.stat(path, follow_symlinks=False), path, name)
-        yield
-    finally:
-        lock.release()
+        _check_file(os.fstat(fd), path, name)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _is_at(path: str, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def refusal(path: str, name: str, what: str) -> TableUnavailable:

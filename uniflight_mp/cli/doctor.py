@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from .. import segment, shmfile
-from ..core import is_built, shm
+from ..core import is_built, shm, why_missing
 from ..errors import UniflightError
 from ..limits import Limits
 from ..merger import Merger
@@ -65,12 +65,7 @@ def _check_versions() -> Iterator[Finding]:
 def _check_core() -> Iterator[Finding]:
     libc = " ".join(platform.libc_ver()).strip()
     if not is_built():
-        yield Finding(
-            "PROBLEM",
-            "core",
-            f"not compiled for this platform ({platform.platform()})",
-            "on Linux with glibc, install a C compiler and reinstall uniflight-mp",
-        )
+        yield Finding("PROBLEM", "core", f"missing on {platform.platform()}", why_missing())
         return
     yield Finding("OK", "core", f"layout {shm.LAYOUT_VERSION}, format {shm.format():08x}, {libc}")
 

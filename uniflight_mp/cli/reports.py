@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from .. import segment, shmfile
-from ..core import Table, is_built, shm
+from ..core import Table, is_built, missing, shm, why_missing
 from ..errors import TableUnavailable, UniflightError, show
 from ..keys import decode_key, encode_key
 from ..results import extra_segments
@@ -99,11 +99,7 @@ class Found:
 def find(name: str | None) -> list[Found]:
     """List this user's tables, or those of one name in all partitions, layouts and namespaces."""
     if not is_built():
-        raise TableUnavailable(
-            "unsupported",
-            "this installation lacks the compiled core: see 'uniflight-mp doctor'",
-            name or "",
-        )
+        raise TableUnavailable("unsupported", why_missing(), name or "") from missing
     files: dict[SegmentName, os.stat_result] = {}
     for segment_name in shmfile.find_segments(name):
         try:
