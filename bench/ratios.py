@@ -87,8 +87,9 @@ def _lines(before: BenchmarkSuite, now: BenchmarkSuite) -> Iterator[tuple[str, l
         if what in were:
             moved = change(before.get_benchmark(what), now.get_benchmark(what))
             yield what, _cells(were[what], row, moved)
-    for what in are.keys() ^ were.keys():
-        yield what, ["-"] * (len(_HEADS) - 1) + ["only now" if what in are else "only then"]
+    for what in (*are, *were):
+        if (what in are) != (what in were):
+            yield what, ["-"] * (len(_HEADS) - 1) + ["only now" if what in are else "only then"]
 
 
 def _cells(was: Row, row: Row, moved: Change) -> list[str]:
