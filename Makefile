@@ -7,7 +7,8 @@ BIN     = $(VENV)/bin
 PYTEST  = $(BIN)/python -m pytest
 CORE    = $(wildcard shm/*.c shm/*.h)
 
-.PHONY: demo test crash e2e numa sanitize model lint types bench check build clean
+.PHONY: demo test crash e2e numa sanitize model lint types bench bench-quick bench-report check \
+        build clean
 
 demo: $(VENV)/ready
 	$(BIN)/uniflight-mp demo
@@ -45,6 +46,14 @@ types: $(VENV)/lint
 bench: $(VENV)/bench
 	$(BIN)/python -m bench
 
+# Does every figure run? The numbers are of little use, and kept apart from those of `make bench`.
+bench-quick: $(VENV)/bench
+	$(BIN)/python -m bench --quick --save-baseline quick
+
+# docs/benchmarks.md with its pictures, from what the last `make bench` has kept.
+bench-report: $(VENV)/bench-report
+	$(BIN)/python -m bench.document
+
 check: lint types test crash e2e numa sanitize model
 
 build: $(VENV)/ready
@@ -61,9 +70,13 @@ $(VENV)/lint: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --group lint
 	touch $@
 
-# The libraries we are measured against.
+# The format of results, and the libraries we are measured against.
 $(VENV)/bench: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --group bench
+	touch $@
+
+$(VENV)/bench-report: $(VENV)/bench
+	$(BIN)/python -m pip install --quiet --group bench-report
 	touch $@
 
 clean:

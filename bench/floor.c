@@ -5,6 +5,11 @@
  *   floor wake ROUNDS SLEEPERS BUSY   sem_post to each of some processes -> sem_wait has returned
  *                                     in the slowest; the poster spends the millisecond before
  *                                     it busily (1) or asleep (0)
+ *   floor post ROUNDS SLEEPERS BUSY   the same, until the last has been posted
+ *   floor datagram ROUNDS SLEEPERS BUSY  the same, by a datagram to each -> epoll_wait and recv
+ *                                     have returned in the slowest
+ *   floor memcpy SAMPLES BYTES FRESH  a copy of so many bytes; FRESH: to pages never touched (1)
+ *                                     or to those of the copy before (0)
  *   floor takeover ROUNDS REAP BYTES  SIGKILL of a mutex's holder -> another process has the
  *                                     mutex; REAP is 0 or 1, BYTES are resident in the holder
  *
@@ -15,8 +20,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -30,6 +37,7 @@
 
 struct sleeper {
     sem_t wake;
+    int sockets[2];         /* datagrams go from the first to the second, which is the sleeper's */
     pid_t pid;
     _Atomic long entered;   /* the round it is about to sleep in */
     _Atomic uint64_t ended; /* when it was awake */
@@ -169,45 +177,124 @@ static void measure_flight(long samples)
     }
 }
 
+/* ---- copies ----------------------------------------------------------------------- */
+
+static void measure_memcpy(long samples, size_t bytes, bool fresh)
+{
+    char *from = shared_memory(bytes), *to = shared_memory(bytes);
+    memset(from, 1, bytes);
+    memset(to, 1, bytes);
+    for (long sample = 0; sample < samples; sample++) {
+        if (fresh) {
+            munmap(to, bytes);
+            to = shared_memory(bytes);
+        }
+        uint64_t started_ns = uf_now_ns();
+        memcpy(to, from, bytes);
+        printf("%llu\n", (unsigned long long)(uf_now_ns() - started_ns));
+    }
+}
+
 /* ---- wake-up ---------------------------------------------------------------------- */
 
-static void sleep_and_stamp(struct shared *shared, struct sleeper *self)
+/* How a sleeper is woken, and when the waker's clock stops. */
+struct means {
+    const char *name;
+    void (*wake)(struct sleeper *sleeper);
+    void (*sleep)(struct sleeper *self);
+    bool until_sent; /* when the last one has been sent for, else when the slowest is awake */
+};
+
+static void post(struct sleeper *sleeper)
+{
+    sem_post(&sleeper->wake);
+}
+
+static void wait_for_post(struct sleeper *self)
+{
+    sem_wait(&self->wake);
+}
+
+static void send_datagram(struct sleeper *sleeper)
+{
+    if (send(sleeper->sockets[0], "!", 1, 0) != 1)
+        exit(1);
+}
+
+static void wait_for_datagram(struct sleeper *self)
+{
+    static int epoll = -1; /* of this process */
+    struct epoll_event event = {.events = EPOLLIN};
+    char byte;
+    if (epoll < 0) {
+        epoll = epoll_create1(0);
+        epoll_ctl(epoll, EPOLL_CTL_ADD, self->sockets[1], &event);
+    }
+    epoll_wait(epoll, &event, 1, -1);
+    if (recv(self->sockets[1], &byte, 1, 0) != 1)
+        exit(1);
+}
+
+static const struct means MEANS[] = {
+    {"wake", post, wait_for_post, false},
+    {"post", post, wait_for_post, true},
+    {"datagram", send_datagram, wait_for_datagram, false},
+};
+
+static const struct means *find_means(const char *name)
+{
+    for (size_t i = 0; i < sizeof MEANS / sizeof *MEANS; i++)
+        if (strcmp(MEANS[i].name, name) == 0)
+            return &MEANS[i];
+    return NULL;
+}
+
+static void sleep_and_stamp(const struct means *by, struct shared *shared, struct sleeper *self)
 {
     for (long round = 1;; round++) {
         self->entered = round;
-        sem_wait(&self->wake);
+        by->sleep(self);
         self->ended = uf_now_ns();
         sem_post(&shared->back);
     }
 }
 
-static uint64_t wake_all(struct shared *shared, int sleepers)
+static uint64_t wake_all(const struct means *by, struct shared *shared, int sleepers)
 {
-    uint64_t posted_ns = uf_now_ns(), slowest_ns = 0;
+    uint64_t started_ns = uf_now_ns(), slowest_ns = 0;
     for (int i = 0; i < sleepers; i++)
-        sem_post(&shared->sleepers[i].wake);
+        by->wake(&shared->sleepers[i]);
+    uint64_t sent_ns = uf_now_ns();
     for (int i = 0; i < sleepers; i++)
         sem_wait(&shared->back);
     for (int i = 0; i < sleepers; i++)
         if (shared->sleepers[i].ended > slowest_ns)
             slowest_ns = shared->sleepers[i].ended;
-    return slowest_ns - posted_ns;
+    return (by->until_sent ? sent_ns : slowest_ns) - started_ns;
 }
 
-static void measure_wake(long rounds, int sleepers, bool busy)
+static void start_sleeper(const struct means *by, struct shared *shared, struct sleeper *sleeper)
+{
+    if (socketpair(AF_UNIX, SOCK_DGRAM, 0, sleeper->sockets) != 0) {
+        perror("socketpair");
+        exit(1);
+    }
+    pid_t pid = start();
+    if (pid == 0)
+        sleep_and_stamp(by, shared, sleeper);
+    sleeper->pid = pid;
+}
+
+static void measure_wake(const struct means *by, long rounds, int sleepers, bool busy)
 {
     struct shared *shared = make_shared();
-    for (int i = 0; i < sleepers; i++) {
-        pid_t pid = start();
-        if (pid == 0)
-            sleep_and_stamp(shared, &shared->sleepers[i]);
-        shared->sleepers[i].pid = pid;
-    }
+    for (int i = 0; i < sleepers; i++)
+        start_sleeper(by, shared, &shared->sleepers[i]);
     for (long round = 1; round <= rounds; round++) {
         for (int i = 0; i < sleepers; i++)
             await_sleeper(&shared->sleepers[i], round);
         hold_back(busy);
-        printf("%llu\n", (unsigned long long)wake_all(shared, sleepers));
+        printf("%llu\n", (unsigned long long)wake_all(by, shared, sleepers));
     }
     for (int i = 0; i < sleepers; i++)
         stop(shared->sleepers[i].pid);
@@ -285,8 +372,11 @@ int main(int count, char **args)
         measure_mutex(rounds);
     else if (strcmp(what, "flight") == 0)
         measure_flight(rounds);
-    else if (strcmp(what, "wake") == 0 && count == 5)
-        measure_wake(rounds, atoi(args[3]) % (MOST_SLEEPERS + 1), atoi(args[4]) != 0);
+    else if (strcmp(what, "memcpy") == 0 && count == 5)
+        measure_memcpy(rounds, (size_t)atoll(args[3]), atoi(args[4]) != 0);
+    else if (find_means(what) && count == 5)
+        measure_wake(find_means(what), rounds, atoi(args[3]) % (MOST_SLEEPERS + 1),
+                     atoi(args[4]) != 0);
     else if (strcmp(what, "takeover") == 0 && count == 5)
         measure_takeover(rounds, atoi(args[3]) != 0, (size_t)atoll(args[4]));
     else

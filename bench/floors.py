@@ -40,6 +40,6 @@ def measure(what: str, *args: int) -> list[float]:
     program = build()
     if program is None:
         return []
-    command = [program, what, *map(str, args)]
+    command = [program, what, *(str(int(arg)) for arg in args)]  # bools are numbers there too
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return [float(line) for line in output.split()]

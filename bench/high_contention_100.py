@@ -1,7 +1,12 @@
-"""100 callers want one key at once: tasks of one event loop, see ``tasks.py``."""
+"""100 callers want one key at once.
+
+First tasks of one event loop, see ``tasks.py``. Then threads of one process and of five, see
+``callers.py``.
+"""
 
 from __future__ import annotations
 
+from .callers import measure_callers
 from .report import Row
 from .tasks import measure_crowds
 
@@ -10,4 +15,5 @@ __all__ = ["run"]
 
 def run(quick: bool) -> list[Row]:
     """Measure."""
-    return measure_crowds(["sku:42"] * 100, ("<= 480", "<= 520"), quick)
+    tasks = measure_crowds(["sku:42"] * 100, ("<= 480", "<= 520"), quick)
+    return tasks + measure_callers(1, "", quick)

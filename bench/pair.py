@@ -1,19 +1,20 @@
-"""One leader, one follower, in two processes: what the follower does meanwhile is up to the caller.
+"""One leader, and followers each in a process of its own: usually one, a pair.
 
-A leader's function lets the follower fall asleep, holds on for a millisecond, and reads
-CLOCK_MONOTONIC as its last act; the value begins with the reading.
+A leader's function lets the followers fall asleep, holds on for a millisecond, and reads
+CLOCK_MONOTONIC as its last act; the value begins with the reading. What a follower does meanwhile
+is up to the caller.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 from .stage import Board, Cast, asleep, receive, until
 
-__all__ = ["PAYLOAD", "compute", "follow", "never", "pair_delays"]
+__all__ = ["PAYLOAD", "Landing", "compute", "fan_out", "follow", "never", "pair_delays"]
 
 PAYLOAD = 1024
 _WARM_UP = 5
@@ -22,17 +23,25 @@ _HOLD = 0.001
 Make = Callable[[], Any]
 
 
+class Landing(NamedTuple):
+    """What a round was, in nanoseconds from the end of the function."""
+
+    published: int  # to the return of the leader
+    worked: int  # of it, the time that the leader was on a core
+    slowest: int  # to the return of the last follower
+
+
 def never() -> bytes:
     """Be a follower's function."""
     raise AssertionError("the follower was to follow")
 
 
-def follow(connection: Connection, make: Make, board: Board) -> None:
+def follow(connection: Connection, make: Make, board: Board, seat: int) -> None:
     """Follow one flight after the other; send how late each value was."""
     contender = make()
     samples = []
     while (number := connection.recv()) is not None:
-        board.show(0, number)
+        board.show(seat, number)
         value = contender.follow(f"pair:{number}", never)
         samples.append(time.monotonic_ns() - int.from_bytes(value[:8], "little"))
     connection.send(samples)
@@ -46,35 +55,58 @@ def compute(seconds: float) -> None:
 
 def _function(
     number: int,
-    connection: Connection,
-    sleeps: Callable[[], bool],
+    connections: Iterable[Connection],
+    sleep: Callable[[], bool],
     hold: Callable[[float], None],
+    worked: list[int],
 ) -> bytes:
-    connection.send(number)
-    until(sleeps)
+    for connection in connections:
+        connection.send(number)
+    until(sleep)
     hold(_HOLD)
     padding = bytes(PAYLOAD - 8)
+    worked.append(-time.thread_time_ns())
     return time.monotonic_ns().to_bytes(8, "little") + padding
+
+
+def fan_out(
+    make: Make,
+    count: int,
+    rounds: int,
+    hold: Callable[[float], None],
+    follow: Callable[[Connection, Make, Board, int], None] = follow,
+) -> list[Landing]:
+    """Return the rounds of a leader with so many followers; ``follow`` is what they run."""
+    board = Board(count)
+    leader = make()
+    published: list[int] = []
+    worked: list[int] = []
+    with Cast() as cast:
+        started = [cast.start(follow, make, board, seat) for seat in range(count)]
+        connections = [connection for _, connection in started]
+        for number in range(1, _WARM_UP + rounds + 1):
+            key = f"pair:{number}"
+
+            def sleep(number: int = number, key: str = key) -> bool:
+                entered = board.all_show(number) and leader.has_followers(key, count)
+                return entered and all(asleep(process.pid) for process, _ in started)
+
+            value = leader.execute(key, _function, number, connections, sleep, hold, worked)
+            published.append(time.monotonic_ns() - int.from_bytes(value[:8], "little"))
+            worked[-1] += time.thread_time_ns()
+        for connection in connections:
+            connection.send(None)
+        delays = [receive(connection) for connection in connections]
+    slowest = [max(of_round) for of_round in zip(*delays, strict=True)]
+    landings = map(Landing, published, worked, slowest)
+    return list(landings)[_WARM_UP:]
 
 
 def pair_delays(
     make: Make,
     rounds: int,
     hold: Callable[[float], None],
-    follow: Callable[[Connection, Make, Board], None] = follow,
+    follow: Callable[[Connection, Make, Board, int], None] = follow,
 ) -> list[float]:
-    """Return the delays in nanoseconds that ``follow`` sends, run in a process of its own."""
-    board = Board(1)
-    leader = make()
-    with Cast() as cast:
-        follower, connection = cast.start(follow, make, board)
-        for number in range(1, _WARM_UP + rounds + 1):
-            key = f"pair:{number}"
-
-            def sleeps(number: int = number, key: str = key) -> bool:
-                entered = board.all_show(number) and leader.has_followers(key, 1)
-                return entered and asleep(follower.pid)
-
-            leader.execute(key, _function, number, connection, sleeps, hold)
-        connection.send(None)
-        return receive(connection)[_WARM_UP:]
+    """Return the delays of a single follower."""
+    return [landing.slowest for landing in fan_out(make, 1, rounds, hold, follow)]

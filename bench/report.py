@@ -5,10 +5,21 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 
-__all__ = ["Row", "describe_environment", "print_rows", "row", "rows_over", "to_json"]
+__all__ = [
+    "HEADS",
+    "Row",
+    "cells",
+    "describe_environment",
+    "format_number",
+    "print_rows",
+    "print_table",
+    "row",
+    "rows_over",
+    "to_json",
+]
 
 _UNITS = {
     "ns": 1,
@@ -34,6 +45,7 @@ class Row:
     p99: float
     floor: float | None
     target: str
+    samples: tuple[float, ...] = field(default=(), repr=False)  # in the order they were taken
 
     @property
     def ratio(self) -> float | None:
@@ -52,9 +64,10 @@ def row(
     """Make a row of samples in nanoseconds or bytes; ``unit`` is what it is shown in."""
     if not samples:
         raise RuntimeError(f"{what}: nothing was measured")
-    ordered = sorted(sample / _UNITS[unit] for sample in samples)
+    taken = tuple(sample / _UNITS[unit] for sample in samples)
+    ordered = sorted(taken)
     p50, p95, p99 = (percentile(ordered, share) for share in (0.50, 0.95, 0.99))
-    return Row(what, unit, len(ordered), p50, p95, p99, floor.p50 if floor else None, target)
+    return Row(what, unit, len(taken), p50, p95, p99, floor.p50 if floor else None, target, taken)
 
 
 def rows_over(
@@ -92,27 +105,36 @@ def _cpu_model() -> str:
     return platform.machine()
 
 
-def _number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
+    """Show a number with three digits or more."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _cells(row: Row) -> list[str]:
-    numbers = [_number(value) for value in (row.p50, row.p95, row.p99, row.floor, row.ratio)]
-    return [row.unit, f"{row.n:,}", *numbers]
+def cells(row: Row) -> list[str]:
+    """Return what stands under ``HEADS``."""
+    numbers = [format_number(value) for value in (row.p50, row.p95, row.p99, row.floor, row.ratio)]
+    return [row.unit, f"{row.n:,}", *numbers, row.target]
+
+
+HEADS = ("unit", "n", "p50", "p95", "p99", "floor", "x floor", "target")
 
 
 def print_rows(figure: str, rows: Sequence[Row]) -> None:
     """Print one figure's table."""
-    width = max(len(row.what) for row in rows) + 1
-    heads = ["unit", "n", "p50", "p95", "p99", "floor", "x floor"]
-    print(f"\n{figure:<{width}}" + "".join(f"{head:>9}" for head in heads) + "  target")
-    for line in rows:
-        cells = "".join(f"{cell:>9}" for cell in _cells(line))
-        print(f"{line.what:<{width}}{cells}  {line.target}".rstrip(), flush=True)
+    print_table(figure, HEADS, {row.what: cells(row) for row in rows})
+
+
+def print_table(title: str, heads: Sequence[str], lines: Mapping[str, Sequence[str]]) -> None:
+    """Print lines of cells; the last cell is text, what it says may be long."""
+    width = max(len(label) for label in [title, *lines]) + 1
+    print()
+    for label, line in {title: heads, **lines}.items():
+        numbers = "".join(f"{cell:>10}" for cell in line[:-1])
+        print(f"{label:<{width}}{numbers}  {line[-1]}".rstrip(), flush=True)
 
 
 def to_json(rows: Sequence[Row]) -> list[dict[str, object]]:
-    """Return the rows as plain dictionaries."""
-    return [{**asdict(line), "ratio": line.ratio} for line in rows]
+    """Return the rows as plain dictionaries, without their samples."""
+    return [{**asdict(replace(line, samples=())), "ratio": line.ratio} for line in rows]

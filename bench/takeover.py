@@ -1,7 +1,9 @@
 """From the SIGKILL of a leader, 10 ms into its flight, to the start of its successor's function.
 
 The parent of both reads the clock, kills, and reaps the leader at once; unless it is to stay a
-zombie until the successor has the flight. The successor sleeps when that happens. The floor is
+zombie until the successor has the flight. A leader has touched 2 MiB or 1 GiB of memory, besides
+the interpreter's: the kernel marks the mutexes of the dead before it frees their memory, and
+releases their file locks after that. The successor sleeps when that happens. The floor is
 the kernel's own hand-over of a robust mutex under the same circumstances. The rows of a group
 take turns, and the first round of every turn does not count.
 """
@@ -24,7 +26,7 @@ from .stage import Board, Cast, alternate, asleep, receive, table_name, until
 
 __all__ = ["run"]
 
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 _AGE_NS = 10_000_000
 
 
@@ -88,8 +90,8 @@ def _rows(
     what: str,
     rounds: int,
     *,
+    resident: int,
     reap: bool = True,
-    resident: int = 0,
 ) -> list[Row]:
     floor, name = f"floor: robust mutex handed over, C, {what}", f"uniflight-mp, {what}"
     measures = {
@@ -117,8 +119,8 @@ def run(quick: bool) -> list[Row]:
         tempfile.TemporaryDirectory(prefix="uniflight-bench-", dir="/dev/shm") as directory,
     ):
         contenders = partial(Ours, table), partial(FlockFile, directory)
-        rows = _rows(*contenders, "leader reaped", rounds)
-        rows += _rows(*contenders, "leader a zombie", rounds, reap=False)
+        rows = _rows(*contenders, "leader with 2 MiB", rounds, resident=2 * MIB)
+        rows += _rows(*contenders, "leader a zombie", rounds, resident=2 * MIB, reap=False)
         if _memory_available() > 2 * GIB:
             few = 1 if quick else 30
             rows += _rows(*contenders, "leader with 1 GiB", few, resident=GIB)

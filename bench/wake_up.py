@@ -28,36 +28,47 @@ from .stage import alternate, table_name
 
 __all__ = ["run"]
 
+_CROWDS = ((2, 1, ""), (4, 1, ""), (8, 1, "<= 250"), (16, 1, ""), (8, 4, "<= 600"))
+
 
 def _pair_rows(
     ours: Callable[[], Any], flock: Callable[[], Any], busy: bool, quick: bool
 ) -> list[Row]:
-    what = f"the leader's core {'busy' if busy else 'idle'} until then"
+    what = f"the leader's core {'busy' if busy else 'idle'}"
     hold = compute if busy else time.sleep
     bare = BareSemaphore(PAYLOAD)
-    floor, name = f"floor: sem_post -> awake, C, {what}", "uniflight-mp: 1 KiB to 1 follower"
+    floor = f"floor: sem_post -> awake, C, {what}"
+    name = f"uniflight-mp: 1 KiB to 1 follower, {what}"
     measures = {
         floor: lambda rounds: floors.measure("wake", rounds, 1, busy),
-        "floor: semaphore and 1 KiB, from Python": lambda rounds: pair_delays(
+        f"floor: semaphore and 1 KiB, from Python, {what}": lambda rounds: pair_delays(
             lambda: bare, rounds, hold
         ),
         name: lambda rounds: pair_delays(ours, rounds, hold),
-        "rival: flock + file": lambda rounds: pair_delays(flock, rounds, hold),
+        f"rival: flock + file, {what}": lambda rounds: pair_delays(flock, rounds, hold),
     }
     samples = alternate(measures, 100 if quick else 2000, 1 if quick else 10)
     return rows_over(floor, "µs", samples, {name: "<= 25, p99 <= 150"})
 
 
 def _processes_rows(
-    ours: Callable[[], Any], flock: Callable[[], Any], threads: int, target: str, quick: bool
+    ours: Callable[[], Any],
+    flock: Callable[[], Any],
+    processes: int,
+    threads: int,
+    target: str,
+    quick: bool,
 ) -> list[Row]:
-    callers = 8 * threads
-    floor = f"floor: the slowest of {callers - 1} processes awake, C"
-    name = f"uniflight-mp: slowest of {callers} callers in 8 processes"
+    callers = processes * threads
+    who = f"slowest of {callers} callers in {processes} processes"
+    floor = f"floor: sem_post -> slowest awake, C: {who}"
+    name = f"uniflight-mp: {who}"
     measures = {
         floor: lambda rounds: floors.measure("wake", rounds, callers - 1, False),
-        name: lambda rounds: slowest(crowd(ours, 8, threads, rounds)),
-        "rival: flock + file": lambda rounds: slowest(crowd(flock, 8, threads, rounds)),
+        name: lambda rounds: slowest(crowd(ours, processes, threads, rounds)),
+        f"rival: flock + file: {who}": lambda rounds: slowest(
+            crowd(flock, processes, threads, rounds)
+        ),
     }
     samples = alternate(measures, 20 if quick else 300, 1 if quick else 5)
     return rows_over(floor, "µs", samples, {name: target})
@@ -84,7 +95,7 @@ def run(quick: bool) -> list[Row]:
         ours, flock = partial(Ours, table), partial(FlockFile, directory)
         rows = _pair_rows(ours, flock, True, quick)
         rows += _pair_rows(ours, flock, False, quick)
-        rows += _processes_rows(ours, flock, 1, "<= 250", quick)
-        rows += _processes_rows(ours, flock, 4, "<= 600", quick)
+        for processes, threads, target in _CROWDS:
+            rows += _processes_rows(ours, flock, processes, threads, target, quick)
         rows += _threads_rows(ours, quick)
     return rows

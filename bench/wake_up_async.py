@@ -1,8 +1,9 @@
 """From the end of the leader's function to a coroutine in another process that has the value.
 
 As in ``wake_up`` with one follower, but the follower is a task of an event loop, and a sample
-ends when it goes on behind its ``await``. The leader is synchronous. The floor does the same with
-a bare datagram socket: its bytes are the value, and ``add_reader`` resumes the coroutine.
+ends when it goes on behind its ``await``. The leader is synchronous. The floors do the same with
+a bare datagram socket: in C, from ``send`` to the return of ``epoll_wait`` and ``recv``; from
+Python, where its bytes are the value, and ``add_reader`` resumes the coroutine.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from typing import Any
 
 from uniflight_mp import AsyncMerger
 
+from . import floors
 from .contenders import Ours
 from .pair import PAYLOAD, compute, never, pair_delays
 from .report import Row, rows_over
 from .stage import Board, alternate, table_name
 
-__all__ = ["run"]
+__all__ = ["OursInLoop", "follow_in_loop", "run"]
 
 
-class _Ours(Ours):
+class OursInLoop(Ours):
     """Leads as a Merger does, and follows as an AsyncMerger."""
 
     def __init__(self, table: str) -> None:
@@ -70,30 +72,35 @@ class _BareDatagram:
         self._future.set_result(self._receiver.recv(PAYLOAD))
 
 
-async def _follow(connection: Connection, make: Callable[[], Any], board: Board) -> None:
+async def _follow(connection: Connection, make: Callable[[], Any], board: Board, seat: int) -> None:
     follow = make().follow
     samples = []
     # Nothing else is to run in this loop while it waits for the next round.
     while (number := connection.recv()) is not None:
-        board.show(0, number)
+        board.show(seat, number)
         value = await follow(f"pair:{number}", never)
         samples.append(time.monotonic_ns() - int.from_bytes(value[:8], "little"))
     connection.send(samples)
 
 
-def _follow_in_loop(connection: Connection, make: Callable[[], Any], board: Board) -> None:
-    asyncio.run(_follow(connection, make, board))
+def follow_in_loop(
+    connection: Connection, make: Callable[[], Any], board: Board, seat: int
+) -> None:
+    """Do as ``pair.follow``, as a task of an event loop."""
+    asyncio.run(_follow(connection, make, board, seat))
 
 
 def _rows(table: str, busy: bool, quick: bool) -> list[Row]:
-    what = f"the leader's core {'busy' if busy else 'idle'} until then"
-    floor, name = f"floor: datagram + add_reader, {what}", "uniflight-mp: 1 KiB to a coroutine"
+    what = f"the leader's core {'busy' if busy else 'idle'}"
     bare = _BareDatagram()
-    contenders = {floor: lambda: bare, name: partial(_Ours, table)}
     hold = compute if busy else time.sleep
+    floor, name = f"floor: datagram -> epoll, C, {what}", f"uniflight-mp: 1 KiB to a task, {what}"
     measures = {
-        what: lambda rounds, make=make: pair_delays(make, rounds, hold, _follow_in_loop)
-        for what, make in contenders.items()
+        floor: lambda rounds: floors.measure("datagram", rounds, 1, busy),
+        f"floor: datagram + add_reader, from Python, {what}": lambda rounds: pair_delays(
+            lambda: bare, rounds, hold, follow_in_loop
+        ),
+        name: lambda rounds: pair_delays(partial(OursInLoop, table), rounds, hold, follow_in_loop),
     }
     samples = alternate(measures, 100 if quick else 2000, 1 if quick else 10)
     return rows_over(floor, "µs", samples, {name: "<= 30"})
