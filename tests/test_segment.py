@@ -336,3 +336,27 @@ def test_a_call_whose_care_took_long_does_not_run_alone(table_name, monkeypatch)
         monkeypatch.setattr(Segment, "care", lambda self: time.sleep(0.3))
         time.sleep(0.3)  # until the table is looked after again
         assert merger.flight("key", int).role is Role.LEADER
+
+
+def test_a_new_merger_of_a_destroyed_table_meets_those_of_other_processes(
+    table_name, hands, leading, followed
+):
+    old = Merger(table_name)
+    old.execute("key", int)  # has just been looked after
+    destroy(segment_name(table_name), table_name)
+    other = hands.start(lead_for_long, table_name, where="spawned")
+    new = Merger(table_name)
+    while not new.flights():
+        assert not other.finished()
+    assert new.flight("key", int).role is Role.FOLLOWER
+    assert other.result() == "other"
+
+
+def lead_for_long(name):
+    def function():
+        while merger.flights()[0].followers == 0:
+            time.sleep(0.001)
+        return "other"
+
+    with Merger(name) as merger:
+        return merger.execute("key", function)

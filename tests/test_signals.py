@@ -303,9 +303,14 @@ class Blow(BaseException):
 
 
 def strike_while_in(module):
-    """Return a handler that raises Blow wherever it meets a call of that module under way."""
+    """Return a handler that raises Blow wherever it meets our code in a call of that module.
+
+    Not in asyncio's: a future whose callbacks are being scheduled would never wake its task.
+    """
 
     def handler(number, frame):
+        if "uniflight_mp" not in frame.f_code.co_filename:
+            return
         while frame is not None:
             if frame.f_code.co_name == "execute" and frame.f_code.co_filename.endswith(module):
                 struck.append(number)
@@ -365,7 +370,7 @@ def test_exceptions_raised_anywhere_in_a_task_lose_no_flight_and_stop_no_loop(me
     calls, struck, troubles, flights, in_use = storms.result()
     leader.result()
     assert calls > 50
-    assert struck > 20
+    assert struck > 10
     # What strikes the loop's own call of a desk is reported by the loop; it goes on.
     assert [trouble for trouble in troubles if "Blow" not in trouble] == []
     assert (flights, in_use) == ([], (0, 0))

@@ -61,9 +61,10 @@ class AsyncMerger(BaseMerger):
         Raises what ``Merger.execute`` raises, and TypeError if ``func`` returns no awaitable.
         """
         here = self if self._views is None else self._here()
-        desk, flight, ticket = here._desk(), None, None
+        desk, flight, entered = here._desk(), None, None
         try:
-            flight, step = desk.enter(here, key)
+            flight, entered = desk.enter(here, key)
+            step: Any = entered
             # The ways of almost every call, spelled out: they are to cost no more than they must.
             if isinstance(step, Lead):
                 try:
@@ -77,17 +78,12 @@ class AsyncMerger(BaseMerger):
                 desk.finish(flight, here, step, value)
                 return value
             if not isinstance(step, Solo) and here._options.timeout_ns is None:
-                ticket = step
-                try:
-                    step = await ticket
-                except BaseException:
-                    desk.leave(flight, ticket)
-                    raise
+                step = await step
                 if isinstance(step, Landed) and step.has_value():
                     return step.value  # type: ignore[return-value]
             return (await resume(here, desk, key, flight, step, func, args, kwargs)).value
         except BaseException:
-            desk.disown(key, flight, ticket)
+            desk.disown(key, flight, entered)
             raise
 
     async def flight(

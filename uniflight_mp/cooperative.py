@@ -40,12 +40,13 @@ async def resume(
     ``step`` is what ``desk.enter`` returned, along with ``flight``, or what a ticket gave; RETRY,
     and no flight, for a call that has not entered yet.
     """
-    started_ns, waited, ticket = time.monotonic_ns(), 0.0, None
+    started_ns, waited, entered = time.monotonic_ns(), 0.0, None
     try:
         while not isinstance(step, (Lead, Solo)):
             if flight is None or step is RETRY:
-                flight = None
+                flight = entered = None
                 flight, step = desk.enter(merger, key)
+                entered = step
             elif isinstance(step, Landed):
                 step = merger._deliver(step, key, waited, flight.table)
                 if isinstance(step, Outcome):
@@ -53,8 +54,8 @@ async def resume(
             elif step is _EXPIRED:
                 step = merger._timed_out(key, waited, flight.table)
             else:
-                ticket = step
-                step = await _wait(merger, desk, flight, ticket, waited)
+                entered = step
+                step = await _wait(merger, desk, flight, step, waited)
                 waited = (time.monotonic_ns() - started_ns) / 1e9
         pid = os.getpid()
         if flight is None or isinstance(step, Solo):
@@ -69,7 +70,7 @@ async def resume(
         followers = desk.finish(flight, merger, step, value)
         return Outcome(value, Role.LEADER, followers, waited, step.takeovers, pid)
     except BaseException:
-        desk.disown(key, flight, ticket)
+        desk.disown(key, flight, entered)
         raise
 
 

@@ -45,6 +45,10 @@ _DEAF_LOOK: Final = 0.005  # seconds between two looks where there is no descrip
 _REST: Final = 0.00005
 
 
+# Signals can come faster than a busy machine handles them: so many in a row strike one clean-up.
+_STRIKES: Final = 5
+
+
 class Retry:
     """Type of ``RETRY``."""
 
@@ -129,7 +133,7 @@ class Desk:
 
         Raises what ``BaseMerger._enter`` raises; RuntimeError too if the task leads this key.
         """
-        name = key if key.__class__ is str else encode_key(key)
+        name = key if type(key) is str else encode_key(key)
         flight = self._flights.get(name)
         if flight is not None:
             if flight.is_joinable():
@@ -163,19 +167,34 @@ class Desk:
             give_back(step)
             raise
 
-    def disown(self, key: object, flight: LocalFlight | None, ticket: object) -> None:
-        """Let another one lead what a call was to lead that an exception has left.
+    def disown(self, key: object, flight: LocalFlight | None, entered: object) -> None:
+        """Give back what a call had that an exception has left: a ticket, or the lead.
 
-        Mostly that has been seen to. But a signal handler can raise anywhere: also after
-        ``enter`` has put a Lead away and before its caller has it (then ``flight`` is None), and
-        before the holder of a ticket who was chosen to lead has come to its function.
+        Mostly that has been done, and this does nothing. But a signal handler can raise anywhere:
+        also after ``enter`` has put a Lead away and before its caller has it (then ``flight`` is
+        None), and before its caller sleeps on the ticket, or comes to the function.
+        ``entered`` is what ``enter`` returned along with the flight.
         """
+        struck: BaseException | None = None
+        for _ in range(_STRIKES):
+            try:
+                self._disown(key, flight, entered)
+            except BaseException as again:
+                struck = again
+            else:
+                break
+        if struck is not None:
+            raise struck
+
+    def _disown(self, key: object, flight: LocalFlight | None, entered: object) -> None:
         if flight is None:
             with suppress(TypeError):  # cannot be a key: nothing has begun
-                flight = self._flights.get(key if key.__class__ is str else encode_key(key))
+                flight = self._flights.get(key if type(key) is str else encode_key(key))
             if flight is None or flight.is_entered:  # an outer call's, which this one may not join
                 return
-        if flight.caller is ticket or flight.caller is self.reactor.caller():
+        elif entered is not None and not isinstance(entered, (Lead, Solo)):
+            self.leave(flight, entered)  # type: ignore[arg-type]  # a ticket
+        if flight.caller is self.reactor.caller():
             lead = flight.lead
             if lead is not None and lead.active:
                 self._hand_over(flight, lead)
@@ -232,8 +251,9 @@ class Desk:
         """Give a ticket back whose holder does not wait any more; frees its room at once."""
         waited = flight.tickets.pop(ticket, None) is not None
         result = ticket.result() if ticket.done() and not ticket.cancelled() else None
-        if isinstance(result, Lead):  # chosen to lead: somebody else has to
-            self._hand_over(flight, result)
+        if isinstance(result, Lead):
+            if flight.caller is ticket and result.active:  # chosen to lead: somebody else has to
+                self._hand_over(flight, result)
         elif waited and not flight.tickets:
             follow = flight.follow
             if follow is not None:
@@ -248,11 +268,15 @@ class Desk:
         ticket = self.reactor.ticket()
         if flight.tickets is _NOBODY:
             flight.tickets = {}
-        flight.tickets[ticket] = merger
-        # A leader of this very loop tells its followers itself, unless it is overdue.
-        if flight.due_ns is not None and flight not in self._leased:
-            self._leased.add(flight)
-            self._look_soon()
+        try:
+            flight.tickets[ticket] = merger
+            # A leader of this very loop tells its followers itself, unless it is overdue.
+            if flight.due_ns is not None and flight not in self._leased:
+                self._leased.add(flight)
+                self._look_soon()
+        except BaseException:  # of a signal handler: nobody will sleep on it
+            flight.tickets.pop(ticket, None)
+            raise
         return ticket
 
     def _close(self, flight: LocalFlight) -> None:

@@ -214,6 +214,7 @@ class Segment:
             if opened is None:
                 opened = cls._opened[segment] = cls(segment, name, limits, bind, seconds)
             else:
+                opened.care()  # it may have been removed, and made anew by others
                 _warn_of_other_limits(opened.table, name, limits)
         return opened
 
