@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 
 import uniflight_mp.codec
 from uniflight_mp.codec import MsgpackCodec, RawCodec, check_codec
-from uniflight_mp.errors import ResultNotShareable
+from uniflight_mp.errors import ResultNotShareable, ResultTooLarge
 
 T = TypeVar("T")
 
@@ -467,6 +467,26 @@ def test_an_encode_function_that_raises_is_a_refusal_with_its_cause():
 
 
 @pytest.mark.parametrize(
+    "wrap",
+    [lambda a, b: ([a] * 10, b), lambda a, b: ({"a": a, "b": a}, b), lambda a, b: (b, [a, b])],
+    ids=["list", "dict", "fibonacci"],
+)
+def test_a_value_that_shares_its_parts_is_refused_without_going_through_it(wrap):
+    part, other = [0], [1]
+    for _ in range(60):
+        part, other = wrap(part, other)
+    with pytest.raises(ResultTooLarge, match="more than"):
+        MsgpackCodec(max_bytes=1 << 36).encode([part, other])  # would take an hour
+
+
+def test_large_parts_that_are_shared_come_back():
+    codec = MsgpackCodec().register(Point, lambda p: [[p.x] * 10_000], lambda s: Point(s[0][0]))
+    part = [[(1, {2}), b"x" * 5000] for _ in range(10)]
+    value = [part, [part, part], Point(1), Point(2), [Point(3)], part]
+    assert codec.decode(codec.encode(value)) == value
+
+
+@pytest.mark.parametrize(
     "make",
     [b"x".__mul__, "x".__mul__, lambda n: "é" * (n // 2), lambda n: [None] * n,
      lambda n: dict.fromkeys(range(n // 2)), lambda n: 1 << 8 * n, lambda n: (b"x" * n,)],
@@ -502,7 +522,7 @@ def limit_memory(megabytes):
 SHARED = """
 import sys
 from uniflight_mp.codec import MsgpackCodec
-from uniflight_mp.errors import ResultNotShareable
+from uniflight_mp.errors import ResultNotShareable, ResultTooLarge
 codec = MsgpackCodec(max_bytes=1 << 20)
 text, blob, number = "x" * 100_000, b"x" * 100_000, 1 << 800_000
 values = [

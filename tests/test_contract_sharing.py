@@ -10,6 +10,7 @@ import warnings
 import pytest
 
 from uniflight_mp import Limits, Merger, MsgpackCodec, RawCodec, ResultNotShareable, Role
+from uniflight_mp.errors import ResultNotDecodable
 
 SMALL = Limits(flights=64, waiters=64, threads=64, inline_bytes=4096, result_bytes=100_000)
 
@@ -188,7 +189,8 @@ def test_a_strict_follower_that_cannot_decode_raises(table_name, hands, leading,
     followed(new)
     leader.finish(Price(42))
     error = call.error()
-    assert type(error) is ResultNotShareable
+    assert type(error) is ResultNotDecodable
+    assert isinstance(error, ResultNotShareable)
     assert "Price" in str(error)
 
 

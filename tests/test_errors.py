@@ -12,7 +12,9 @@ from uniflight_mp.errors import (
     FlightTimeout,
     LeaderDied,
     LeaderPanicked,
+    ResultNotDecodable,
     ResultNotShareable,
+    ResultTooLarge,
     TableCorrupt,
     TableMismatch,
     TableUnavailable,
@@ -104,6 +106,14 @@ def test_copies_are_equal_in_fields_and_text(cls, fields, words):
 def test_every_error_can_be_caught_as_uniflight_error(cls, fields, words):
     with pytest.raises(UniflightError):
         raise cls(**fields)
+
+
+def test_each_problem_with_a_result_has_its_own_advice():
+    assert "Limits.result_bytes" in str(ResultTooLarge("bytes", "$", "it takes 9 bytes"))
+    assert "egister the class" not in str(ResultTooLarge("bytes", "$"))
+    undecodable = str(ResultNotDecodable("result", "$", "Price is not registered here"))
+    assert undecodable.startswith("the leader's result cannot be decoded here: Price is not")
+    assert "in every process" in undecodable
 
 
 def test_a_flight_timeout_is_a_timeout_error_without_an_errno():

@@ -18,12 +18,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
-from .codec import Codec, MsgpackCodec, ResultTooLarge, check_codec
+from .codec import Codec, MsgpackCodec, check_codec
 from .core import Follow, Lead, Table, give_back, shm
 from .errors import (
     FlightTimeout,
     LeaderDied,
+    ResultNotDecodable,
     ResultNotShareable,
+    ResultTooLarge,
     TableCorrupt,
     TableMismatch,
     TableUnavailable,
@@ -60,7 +62,7 @@ _ADVICE = {
 
 _UNAVAILABLE = (TableUnavailable, TableMismatch, TableCorrupt, OSError, MemoryError)
 _RETRY_NS = 100_000_000  # before a partition whose table cannot be opened is tried again
-_TABLE_DECIDES = 1 << 40  # bytes; the limit that holds is the table's result_bytes
+_NO_LIMIT_OF_ITS_OWN = 1 << 40  # bytes; for the codec: what holds is the table's result_bytes
 
 
 class Solo(NamedTuple):
@@ -151,7 +153,9 @@ class BaseMerger:
         self._limits = Limits() if limits is None else limits
         if not isinstance(self._limits, Limits):
             raise TypeError(f"limits must be Limits(...), not {type(limits).__name__}")
-        self._codec: Codec = MsgpackCodec(max_bytes=_TABLE_DECIDES) if codec is None else codec
+        self._codec: Codec = (
+            MsgpackCodec(max_bytes=_NO_LIMIT_OF_ITS_OWN) if codec is None else codec
+        )
         check_codec(self._codec)
         # The table of the caller's partition, which makes this an error at once if it is one.
         self._segment: Segment | PrivateSegment | _ClosedSegment | _NoSegment = open_segment(
@@ -496,11 +500,8 @@ class BaseMerger:
         return {"solo": "damaged"}
 
     def _not_decodable(self, error: Exception, leader_pid: int) -> ResultNotShareable:
-        problem = ResultNotShareable(
-            "result",
-            "$",
-            f"published by pid {leader_pid}, not decodable in pid {os.getpid()}: {error}",
-        )
+        detail = f"published by pid {leader_pid}, read by pid {os.getpid()}: {error}"
+        problem = ResultNotDecodable("result", "$", detail)
         problem.__cause__ = error
         if not self._options.strict:
             _warn_of(self._name, problem)

@@ -57,7 +57,7 @@ from typing import Any, Protocol, TypeVar
 
 from . import keys
 from .classes import EXCEPTION, OTHER, Registered, describe
-from .errors import Refused, ResultNotShareable, attempt, show, type_name
+from .errors import Refused, ResultNotShareable, ResultTooLarge, attempt, show, type_name
 from .keys import ExtType, Leaf, identity
 
 _SCALARS = frozenset({str, bytes, int, float, bool, type(None)})
@@ -85,6 +85,7 @@ _CONTAINERS: Mapping[type, Any] = {
 }
 _NATIVE: frozenset[object] = _SCALARS | _LEAVES.keys() | _CONTAINERS.keys()
 _DEPTH_LIMIT = 256  # two Python frames a level, of the 1,000 there are; msgpack allows 1,024
+_LARGE = 4096  # bytes
 
 T = TypeVar("T")
 
@@ -132,12 +133,16 @@ class _Encoding:
     """One call of encode: makes the tree that msgpack packs, and counts what that takes.
 
     Every element takes a byte or more and every string its length, so that a value which
-    shares its parts a billion times over is refused before it is written out.
+    shares its parts a billion times over is refused before it is written out. Nor is a large
+    part gone through again when it is met again at the same depth.
     """
 
     def __init__(self, codec: MsgpackCodec, room: int) -> None:
         self.codec = codec
         self.room = room
+        # By identity and depth: the part (kept, or another object could get its identity), its
+        # tree and what it takes.
+        self.large: dict[tuple[int, int], tuple[object, object, int]] = {}
 
     def root(self, value: object) -> object:
         return self.children((value,), 0, lambda values, index: "")[0]
@@ -151,16 +156,30 @@ class _Encoding:
             raise Refused(kind, attempt(lambda: _hint(kind), ""))  # a metaclass may have a say
         if depth == self.codec.max_depth:
             raise Refused(kind, f"it is nested more than {depth} deep", deepest=value)
+        if self.large and (id(value), depth) in self.large:
+            _, tree, size = self.large[id(value), depth]
+            self.take(size)
+            return tree
+        room = self.room
         try:
             if kind is dict:
-                return self.mapping(value, depth + 1)
-            if kind not in _CONTAINERS:
-                return self.instance(self.codec.classes[kind], value, depth + 1)
-            items = self.children(value, depth + 1, _index_step)
-            return items if kind is list else [_CONTAINERS[kind], *items]
+                tree = self.mapping(value, depth + 1)
+            elif kind not in _CONTAINERS:
+                tree = self.instance(self.codec.classes[kind], value, depth + 1)
+            else:
+                items = self.children(value, depth + 1, _index_step)
+                tree = items if kind is list else [_CONTAINERS[kind], *items]
         except Refused as refusal:
             refusal.leave(value)
             raise
+        if room - self.room > _LARGE:
+            self.large[id(value), depth] = value, tree, room - self.room
+        return tree
+
+    def take(self, size: int) -> None:
+        self.room -= size
+        if self.room < 0:
+            raise _TooLarge
 
     def leaf(self, value: Any) -> object:
         """Return the extension object of a leaf; msgpack asks for ints beyond 64 bits too."""
@@ -168,9 +187,7 @@ class _Encoding:
         if leaf is None:  # another thread put it there after we looked
             raise Refused(type(value))
         data = leaf.write(value)
-        self.room -= len(data)
-        if self.room < 0:
-            raise _TooLarge
+        self.take(len(data))
         return ExtType(leaf.code, data)
 
     def mapping(self, value: dict[Any, Any], depth: int) -> object:
@@ -201,9 +218,7 @@ class _Encoding:
             size += sum(map(len, values))
         elif not kinds.isdisjoint(_SIZED):
             size += sum([len(value) for value in values if type(value) in _SIZED])
-        self.room -= size
-        if self.room < 0:
-            raise _TooLarge
+        self.take(size)
         if kinds <= _SCALARS:
             return values
         made: list[object] = []
@@ -214,10 +229,6 @@ class _Encoding:
             refusal.at(step(values, len(made)))
             raise
         return made if any(map(is_not, values, made)) else values
-
-
-class ResultTooLarge(ResultNotShareable):
-    """The result as a whole is over the limit."""
 
 
 class _TooLarge(Exception):

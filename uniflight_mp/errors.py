@@ -17,7 +17,9 @@ __all__ = [
     "FlightTimeout",
     "LeaderDied",
     "LeaderPanicked",
+    "ResultNotDecodable",
     "ResultNotShareable",
+    "ResultTooLarge",
     "TableCorrupt",
     "TableMismatch",
     "TableUnavailable",
@@ -181,12 +183,30 @@ class ResultNotShareable(UniflightError):
         self.path = path
         self.detail = detail
 
+    _advice = "Return plain data there, register the class with the codec"
+
     def __str__(self) -> str:
         why = f" ({self.detail})" if self.detail else ""
         return (
-            f"the result cannot be shared: {self.path} is of type {self.type_name}{why}. Return "
-            "plain data there, register the class with the codec, or leave strict off to let "
-            "every process compute its own"
+            f"the result cannot be shared: {self.path} is of type {self.type_name}{why}. "
+            f"{self._advice}, or leave strict off to let every process compute its own"
+        )
+
+
+class ResultTooLarge(ResultNotShareable):
+    """The result as a whole is over the limit, or there is no room for it."""
+
+    _advice = "Return less, raise Limits.result_bytes or enlarge /dev/shm"
+
+
+class ResultNotDecodable(ResultNotShareable):
+    """A result was shared that this process cannot decode; ``detail`` says why."""
+
+    def __str__(self) -> str:
+        return (
+            f"the leader's result cannot be decoded here: {self.detail}. Register the same "
+            "classes with the codec in every process, and run one version of them; or leave "
+            "strict off to let this process compute its own"
         )
 
 

@@ -168,7 +168,10 @@ class Merger(BaseMerger):
         return decorate
 
     def close(self) -> None:
-        """Let go of the table and of the thread pool; calls under way finish. Idempotent."""
+        """Let go of the table and of the thread pool. Idempotent.
+
+        Calls under way finish; submitted ones that have not begun raise RuntimeError.
+        """
         executor, self._executor = self._executor, None
         if executor and executor[0] == os.getpid():
             executor[1].shutdown(wait=False)
