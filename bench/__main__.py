@@ -15,6 +15,7 @@ from . import (
     idle,
     import_time,
     memory,
+    peers,
     single_call,
     single_call_async,
     takeover,
@@ -35,7 +36,9 @@ FIGURES = {
     "idle": idle.run,
     "memory": memory.run,
     "import_time": import_time.run,
+    "peers": peers.run,
 }
+PRINT = {"peers": peers.print_table}
 
 
 def _parse() -> argparse.Namespace:
@@ -63,7 +66,7 @@ def main() -> None:
     results = {}
     for figure in options.figures or FIGURES:
         rows = apart(FIGURES[figure], options.quick)
-        print_rows(figure, rows)
+        PRINT.get(figure, print_rows)(figure, rows)
         results[figure] = to_json(rows)
     if options.json:
         with open(options.json, "w") as file:
