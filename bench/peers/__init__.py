@@ -134,13 +134,15 @@ def _walks(quick: bool) -> list[Row]:
 def _in_turns(measure: Measure, turns: int) -> dict[str, list[Any]]:
     """Return each contender's samples; every turn has fresh stores, and processes of its own.
 
-    Who hangs once is not asked again.
+    Every turn begins with somebody else. Who hangs once is not asked again.
     """
     samples: dict[str, list[Any]] = {}
-    for _ in range(turns):
+    for turn in range(turns):
         with roster() as contenders:
-            for one in contenders:
-                taken = samples.setdefault(one.name, [])
+            samples = samples or {one.name: [] for one in contenders}
+            first = turn * len(contenders) // turns
+            for one in contenders[first:] + contenders[:first]:
+                taken = samples[one.name]
                 if math.inf not in taken:
                     taken += apart(_bounded, measure, one)
     return samples

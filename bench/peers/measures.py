@@ -103,7 +103,7 @@ def wake_ups_here(make: Make, rounds: int) -> list[Sample]:
     shell, samples = make(), []
     for number in range(_WARM_UP + rounds):
         calls = shell.together(
-            f"here:{number}", lambda seat: (time.monotonic_ns(), seat), 0.002, callers=2
+            f"here:{number}", lambda seat: (time.monotonic_ns(), seat), 0.005, callers=2
         )
         leaders = {leader for (_, leader), _ in calls}
         followers = [call for seat, call in enumerate(calls) if seat not in leaders]
