@@ -1,7 +1,7 @@
 """Benchmarks: what a call, a wake-up and a takeover cost, beside floors and rivals.
 
-    python -m bench                        every figure, about four minutes
-    python -m bench --quick                fewer rounds, some 20 s: does it run at all?
+    python -m bench                        every figure, about six minutes
+    python -m bench --quick                fewer rounds, some 40 s: does it run at all?
     python -m bench wake_up takeover       some figures
     python -m bench --json results.json    the same numbers, for programs
 
