@@ -5,10 +5,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 PYTEST  = $(BIN)/python -m pytest
+PEERS  ?= build/bench-peers
 CORE    = $(wildcard shm/*.c shm/*.h)
 
-.PHONY: demo test crash e2e numa sanitize model lint types bench bench-quick bench-report check \
-        build clean
+.PHONY: demo test crash e2e numa sanitize model lint types bench bench-quick bench-peers bench-report \
+        check build clean
 
 demo: $(VENV)/ready
 	$(BIN)/uniflight-mp demo
@@ -54,6 +55,10 @@ bench-quick: $(VENV)/bench
 bench-report: $(VENV)/bench-report
 	$(BIN)/python -m bench.document
 
+# Beside everybody who offers the same, in an environment of its own, with a real Redis.
+bench-peers: $(PEERS)/ready
+	$(PEERS)/bin/python -m bench peers
+
 check: lint types test crash e2e numa sanitize model
 
 build: $(VENV)/ready
@@ -77,6 +82,15 @@ $(VENV)/bench: $(VENV)/ready
 
 $(VENV)/bench-report: $(VENV)/bench
 	$(BIN)/python -m pip install --quiet --group bench-report
+	touch $@
+
+# Debian's package would start its service; in run level 1 it does not. We start our own.
+$(PEERS)/ready: pyproject.toml $(CORE)
+	command -v redis-server >/dev/null || { apt-get update -q && \
+	  RUNLEVEL=1 apt-get install -qy --no-install-recommends redis-server; }
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --upgrade pip
+	$(PEERS)/bin/python -m pip install --quiet --editable . --group peers
 	touch $@
 
 clean:

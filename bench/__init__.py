@@ -27,6 +27,8 @@ numbers by themselves mean little without the environment in the first line.
     idle                  a loop that waits for 1,000 flights, and for none
     memory                the table, and what a process needs besides
     import_time           ``import uniflight_mp`` in a fresh interpreter
+    peers                 a table of us and of everybody who offers the same; all of them after
+                          ``make bench-peers``, else those that are installed
 
 Columns: ``p50``, ``p95`` and ``p99`` of ``n`` samples; ``floor``, the p50 of the row marked
 ``floor`` above, which is the mechanism below us without us; ``x floor``, p50 divided by it;

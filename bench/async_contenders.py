@@ -8,7 +8,7 @@ from typing import Any
 
 from .contenders import installed
 
-__all__ = ["AsyncRecipe", "Execute", "async_rivals"]
+__all__ = ["AsyncRecipe", "Execute", "async_peers", "async_rivals"]
 
 Execute = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -56,8 +56,13 @@ def _singleflight() -> Execute:
 _PEERS = {"coalescer": _coalescer, "aiocoalesce": _aiocoalesce, "singleflight": _singleflight}
 
 
+def async_peers() -> list[tuple[str, Callable[[], Execute]]]:
+    """Return the in-process peers that are installed, by name and version."""
+    return installed(_PEERS)
+
+
 def async_rivals() -> dict[str, Execute]:
     """Return the recipe, and the in-process peers that are installed; each for one loop."""
     rivals = {"rival: in-process recipe (dict, Task)": AsyncRecipe().execute}
-    peers = {f"rival: in-process {name}": make() for name, make in installed(_PEERS)}
+    peers = {f"rival: in-process {name}": make() for name, make in async_peers()}
     return rivals | peers

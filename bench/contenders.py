@@ -139,6 +139,23 @@ class _Flightlock(_Other):
         return self._group.execute(key, functools.partial(func, *args))
 
 
+class _Coalescer(_Other):
+    def __init__(self) -> None:
+        from coalescer.sync import Coalescer
+
+        self.execute = Coalescer().do
+
+
+class _Singleflight(_Other):
+    def __init__(self) -> None:
+        from singleflight.basic import SingleFlight
+
+        self._call = SingleFlight().call
+
+    def execute(self, key: str, func: Callable[..., Any], *args: object) -> Any:
+        return self._call(func, key, *args)
+
+
 class _Moka(_Other):
     """A cache; what it keeps is removed, as a single-flight keeps nothing."""
 
@@ -153,6 +170,12 @@ class _Moka(_Other):
         return value
 
 
+_PEERS = {
+    "coalescer": _Coalescer,
+    "flightlock": _Flightlock,
+    "moka-py": _Moka,
+    "singleflight": _Singleflight,
+}
 _Make = TypeVar("_Make")
 
 
@@ -169,4 +192,4 @@ def installed(makers: Mapping[str, _Make]) -> list[tuple[str, _Make]]:
 
 def installed_peers() -> list[tuple[str, Callable[[], _Other]]]:
     """Return the in-process peers for threads that are installed, by name and version."""
-    return installed({"flightlock": _Flightlock, "moka-py": _Moka})
+    return installed(_PEERS)
