@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -350,7 +351,7 @@ def tasks_in_a_storm(name, keys, until):
     async def main():
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: troubles.append(repr(context)))
-        with storm(handler, 0.0007):
+        with storm(handler, 0.002):
             tasks = [task_in_a_storm(merger, keys, until) for _ in range(8)]
             calls = sum(await asyncio.gather(*tasks))
         await asyncio.sleep(0.2)
@@ -363,6 +364,10 @@ def tasks_in_a_storm(name, keys, until):
     return calls, len(struck), troubles, [f.key for f in merger.flights()], usage(merger)
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 11),
+    reason="Python 3.10 runs handlers between any two bytecodes, also where nobody can clean up",
+)
 def test_exceptions_raised_anywhere_in_a_task_lose_no_flight_and_stop_no_loop(merger, hands):
     keys, until = ("one", "two", "three"), time.monotonic() + SECONDS
     leader = hands.start(lead_most_of_the_time, merger, keys[:1], until, where="forked")
