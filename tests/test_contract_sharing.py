@@ -98,7 +98,8 @@ def test_where_warnings_are_errors_results_are_the_same(
         warnings.simplefilter("error")
         assert leader.outcome(value).value is value
     assert call.result().value == "own"
-    assert ["Opaque" in text for text in shown] == [True]
+    # Others warn too: from Python 3.12 on, of the fork of a process with threads.
+    assert len([text for text in shown if "Opaque" in text]) == 1
 
 
 @pytest.mark.shared
