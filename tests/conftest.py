@@ -442,7 +442,7 @@ def merger(table_name):
 
 # ---- scopes -----------------------------------------------------------------------------
 
-_EVERY_SCOPE = ("test_contract_", "test_async")
+_EVERY_SCOPE = re.compile(r"test_contract_\w+|test_async")
 _SHARED, _PRIVATE = ("PerHost", "PerNuma"), ("PerProcess", "PerCore")
 
 
@@ -451,7 +451,7 @@ def pytest_generate_tests(metafunc):
 
     The rest of the tests have the default.
     """
-    if metafunc.module.__name__.startswith(_EVERY_SCOPE):
+    if _EVERY_SCOPE.fullmatch(metafunc.module.__name__):
         processes = "processes" in metafunc.fixturenames
         shared = processes or metafunc.definition.get_closest_marker("shared")
         scopes = _SHARED if shared else _SHARED + _PRIVATE
