@@ -442,15 +442,11 @@ class Desk:
             self._doorbell = secrets.token_bytes(shm.DOORBELL_BYTES)
 
     def _rung(self) -> None:
+        with suppress(BlockingIOError):
+            while self._socket is not None:
+                self._socket.recv(1)
         self._stop_timer()
-        try:
-            self._look()
-        finally:
-            # Afterwards, because those who wait come first; and one ring only, because one that
-            # came since the look began has to make the loop look once more.
-            with suppress(BlockingIOError):
-                if self._socket is not None:
-                    self._socket.recv(1)
+        self._look()
 
     # ---- desks that outlived something --------------------------------------------------
 
