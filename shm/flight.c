@@ -122,6 +122,16 @@ static void resign(struct uf_slot *slot, uint64_t epoch)
         ;
 }
 
+/* Takes the group's lock for the leader of `flight`. One that waited for it in vain has resigned. */
+static enum uf_status lock_or_resign(struct uf_table *table, const struct uf_flight *flight,
+                                     enum uf_patience patience)
+{
+    enum uf_status status = uf_group_lock(table, uf_group_of(flight->slot), patience);
+    if (status != UF_OK && status != UF_BUSY)
+        resign(uf_slot(table, flight->slot), flight->epoch);
+    return status;
+}
+
 /* ---- begin ------------------------------------------------------------------------ */
 
 static uint64_t lease_end(const struct uf_caller *caller, uint64_t now_ns)
@@ -457,13 +467,9 @@ enum uf_status uf_finish_unposted(struct uf_table *table, const struct uf_flight
         return UF_DAMAGED;
     if (result->kind == UF_PAYLOAD_EXTRA)
         UF_CRASH_POINT(EXTRA_CREATED);
-    enum uf_status status = uf_group_lock(table, group, patience);
-    if (status == UF_BUSY)
+    enum uf_status status = lock_or_resign(table, flight, patience);
+    if (status != UF_OK)
         return status;
-    if (status != UF_OK) {
-        resign(uf_slot(table, flight->slot), flight->epoch);
-        return status;
-    }
     UF_CRASH_POINT(FINISH_LOCKED);
     status = finish_locked(table, flight, result, wakes, remains);
     uf_group_unlock(table, group);
@@ -486,14 +492,10 @@ enum uf_status uf_seal(struct uf_table *table, const struct uf_flight *flight,
                        enum uf_patience patience)
 {
     uint32_t group = uf_group_of(flight->slot);
-    enum uf_status status = uf_group_lock(table, group, patience);
-    if (status == UF_BUSY)
+    /* Without the lock: those who come now must not receive what is about to be published. */
+    enum uf_status status = lock_or_resign(table, flight, patience);
+    if (status != UF_OK)
         return status;
-    if (status != UF_OK) {
-        /* Those who come now must not receive what is about to be published. */
-        resign(uf_slot(table, flight->slot), flight->epoch);
-        return status;
-    }
     if (is_present_locked(uf_slot(table, flight->slot), flight))
         seal_locked(table, flight->slot);
     else
@@ -529,13 +531,9 @@ enum uf_status uf_abandon(struct uf_table *table, const struct uf_flight *flight
     uint32_t group = uf_group_of(flight->slot);
     struct uf_wakes wakes;
     uf_wakes_init(&wakes, group);
-    enum uf_status status = uf_group_lock(table, group, patience);
-    if (status == UF_BUSY)
+    enum uf_status status = lock_or_resign(table, flight, patience);
+    if (status != UF_OK)
         return status;
-    if (status != UF_OK) {
-        resign(uf_slot(table, flight->slot), flight->epoch);
-        return status;
-    }
     UF_CRASH_POINT(ABANDON_LOCKED);
     status = abandon_locked(table, flight, &wakes);
     uf_group_unlock(table, group);
