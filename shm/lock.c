@@ -5,22 +5,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "check.h"
 #include "crash.h"
 #include "repair.h"
 
-static struct timespec timespec_of(uint64_t ns)
-{
-    return (struct timespec){.tv_sec = (time_t)(ns / UINT64_C(1000000000)),
-                             .tv_nsec = (long)(ns % UINT64_C(1000000000))};
-}
-
 static int wait_for_lock(pthread_mutex_t *lock)
 {
-    struct timespec deadline = timespec_of(uf_now_ns() + UF_LOCK_WAIT_NS);
+    struct timespec deadline = uf_timespec_of(uf_now_ns() + UF_LOCK_WAIT_NS);
     return pthread_mutex_clocklock(lock, CLOCK_MONOTONIC, &deadline);
 }
 

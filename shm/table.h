@@ -4,6 +4,7 @@
 #define UF_TABLE_H
 
 #include <stdbool.h>
+#include <time.h>
 
 #include "layout.h"
 #include "status.h"
@@ -109,5 +110,6 @@ static inline uint32_t uf_slot_count(const struct uf_table *table)
 }
 
 uint64_t uf_now_ns(void); /* CLOCK_MONOTONIC: no wall-clock jump moves a deadline */
+struct timespec uf_timespec_of(uint64_t ns);
 
 #endif

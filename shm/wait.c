@@ -1,7 +1,6 @@
 #include "wait.h"
 
 #include <errno.h>
-#include <time.h>
 
 #include "repair.h"
 #include "watch.h"
@@ -90,8 +89,7 @@ bool uf_is_leading(const struct uf_table *table, const struct uf_flight *flight,
 /* False if a signal ended it. */
 static bool sleep_unwatched(sem_t *semaphore, uint64_t until_ns)
 {
-    struct timespec until = {.tv_sec = (time_t)(until_ns / UINT64_C(1000000000)),
-                             .tv_nsec = (long)(until_ns % UINT64_C(1000000000))};
+    struct timespec until = uf_timespec_of(until_ns);
     return sem_clockwait(semaphore, CLOCK_MONOTONIC, &until) == 0 || errno != EINTR;
 }
 

@@ -19,12 +19,6 @@ struct waited_word {
     uint32_t reserved;
 };
 
-/* What struct timespec64 of the kernel is on every architecture. */
-struct kernel_time {
-    int64_t seconds;
-    int64_t nanoseconds;
-};
-
 /* glibc's sem_t on 64-bit machines, since 2.21: sem_post adds one to `value` and wakes somebody
  * who sleeps on it, if there are any `sleepers`. A sleeper that is killed stays counted, which
  * costs its cell's posters a system call until the cell is used again. */
@@ -33,12 +27,13 @@ struct semaphore_words {
     _Atomic uint32_t sleepers;
 };
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "order of the halves of a sem_t");
+_Static_assert(sizeof(struct timespec) == 16, "timespec64 of the kernel");
 _Static_assert(sizeof(sem_t) >= sizeof(struct semaphore_words), "halves of a sem_t");
 
 static long wait_for_words(const struct waited_word *words, unsigned int count, uint64_t until_ns)
 {
-    const struct kernel_time until = {(int64_t)(until_ns / UINT64_C(1000000000)),
-                                      (int64_t)(until_ns % UINT64_C(1000000000))};
+    /* The kernel's timespec64, which is libc's on 64-bit machines. */
+    const struct timespec until = uf_timespec_of(until_ns);
     return syscall(SYS_futex_waitv, words, count, 0, &until, CLOCK_MONOTONIC);
 }
 
