@@ -80,6 +80,12 @@ def run_on(cpu, function, *args):
     return result
 
 
+def wait_on(cpu, merger, release):
+    """Call on that CPU, with a function that waits for ``release``; return the role."""
+    os.sched_setaffinity(0, {cpu})
+    return merger.flight("key", release.wait, 30).role
+
+
 two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="needs two CPUs")
 
 
@@ -276,16 +282,10 @@ def test_a_private_table_vanishes_with_its_last_merger(table_name):
 
 @two_cpus
 def test_each_core_has_a_table_and_the_owner_sees_all(table_name, hands, until):
-    merger = Merger(table_name, scope=PerCore())
-    release = threading.Event()
-
-    def lead(cpu):
-        os.sched_setaffinity(0, {cpu})
-        return merger.flight("key", release.wait, 30).role
-
-    calls = [hands.start(lead, cpu, where="threads") for cpu in CPUS[:2]]
+    merger, release = Merger(table_name, scope=PerCore()), threading.Event()
+    calls = [hands.start(wait_on, cpu, merger, release, where="threads") for cpu in CPUS[:2]]
     until(lambda: len(merger.flights()) == 2)
-    follower = hands.start(lead, CPUS[0], where="threads")
+    follower = hands.start(wait_on, CPUS[0], merger, release, where="threads")
     until(lambda: sorted(flight.followers for flight in merger.flights()) == [0, 1])
     release.set()
     assert [call.result() for call in calls] == [Role.LEADER] * 2
@@ -296,14 +296,8 @@ def test_each_core_has_a_table_and_the_owner_sees_all(table_name, hands, until):
 
 @two_cpus
 def test_forget_reaches_every_partition(table_name, hands, until):
-    merger = Merger(table_name, scope=PerCore())
-    release = threading.Event()
-
-    def lead(cpu):
-        os.sched_setaffinity(0, {cpu})
-        return merger.flight("key", release.wait, 30).role
-
-    calls = [hands.start(lead, cpu, where="threads") for cpu in CPUS[:2]]
+    merger, release = Merger(table_name, scope=PerCore()), threading.Event()
+    calls = [hands.start(wait_on, cpu, merger, release, where="threads") for cpu in CPUS[:2]]
     until(lambda: len(merger.flights()) == 2)
     assert merger.forget("key") is True
     assert [run_on(cpu, merger.flight, "key", give, 1).role for cpu in CPUS[:2]] == [
@@ -378,12 +372,7 @@ def test_callers_on_one_node_coalesce_and_those_on_two_do_not(table_name, machin
         warnings.simplefilter("ignore")  # there is no node 1 to bind to
         merger = Merger(table_name, scope=scope)
     release = threading.Event()
-
-    def lead():
-        os.sched_setaffinity(0, {CPUS[0]})
-        return merger.flight("key", release.wait, 30).role
-
-    leader = hands.start(lead, where="threads")
+    leader = hands.start(wait_on, CPUS[0], merger, release, where="threads")
     until(merger.flights)
     near = hands.start(call_on, merger, CPUS[0], where="forked")
     until(lambda: merger.flights()[0].followers == 1)

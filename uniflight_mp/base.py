@@ -300,9 +300,7 @@ class BaseMerger:
         now_ns = time.monotonic_ns()
         if now_ns >= self._retry_ns.get(partition, 0) or self._options.strict:
             try:
-                segment = open_segment(
-                    self._name, self._scope, partition, self._limits, CARE_LOCK_SECONDS
-                )
+                segment = self._open_segment(partition)
             except _UNAVAILABLE as error:
                 if self._options.strict:
                     raise
@@ -314,6 +312,10 @@ class BaseMerger:
                 return view if views is None else views.setdefault(partition, view)
         return self._view(_segment=_NoSegment(home), _views=None)
 
+    def _open_segment(self, partition: str) -> Segment | PrivateSegment:
+        """Open a partition's table in the middle of a call, which must not hang for it."""
+        return open_segment(self._name, self._scope, partition, self._limits, CARE_LOCK_SECONDS)
+
     def _tables(self) -> list[Table]:
         """Return the tables of all partitions that have one."""
         home = self._segment.table
@@ -323,11 +325,9 @@ class BaseMerger:
         # Not only those that this Merger has met: other processes may be in others.
         for partition in partitions(self._name, self._scope):
             with suppress(*_UNAVAILABLE):  # somebody else's file, or one that was just removed
-                segment = open_segment(
-                    self._name, self._scope, partition, self._limits, CARE_LOCK_SECONDS
-                )
-                if segment.table is not home:
-                    tables.append(segment.table)
+                table = self._open_segment(partition).table
+                if table is not home:
+                    tables.append(table)
         return tables
 
     # ---- steps of a call ----------------------------------------------------------------
