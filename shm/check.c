@@ -16,6 +16,7 @@ static bool check_list(struct uf_table *table, uint32_t slot, uint32_t *linked,
     uint32_t group = uf_group_of(slot), index = slot % UF_GROUP_SLOTS;
     struct uf_slot *s = uf_slot(table, slot);
     uint32_t word = UF_LOAD(s->first), tail = 0, steps = 0;
+    uint32_t unposted = UF_LOAD(s->state) == UF_STATE_DONE ? UF_LOAD(s->unposted) : 0;
     for (; word != 0; steps++) {
         struct uf_cell *cell = uf_cell_of(table, group, word);
         if (!cell)
@@ -27,8 +28,11 @@ static bool check_list(struct uf_table *table, uint32_t slot, uint32_t *linked,
         if (UF_LOAD(cell->slot) != index || UF_LOAD(cell->generation) != UF_LOAD(s->generation))
             return fault_at(fault, index, "a cell of another flight is linked");
         tail = word;
+        unposted = word == unposted ? 0 : unposted;
         word = UF_LOAD(cell->next);
     }
+    if (unposted != 0)
+        return fault_at(fault, index, "the next waiter to be posted is not in the list");
     *linked += steps;
     return UF_LOAD(s->last) == tail || steps == 0
                ? true

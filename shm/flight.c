@@ -208,16 +208,12 @@ static void lead_locked(struct uf_table *table, const struct uf_caller *caller, 
     unseal_locked(table, slot);
 }
 
-static void wake_all_locked(struct uf_table *table, struct uf_wakes *wakes, struct uf_slot *slot)
+/* The flight is DONE. */
+static void wake_first_ones_locked(struct uf_table *table, struct uf_wakes *wakes,
+                                   struct uf_slot *slot)
 {
-    uint32_t word = UF_LOAD(slot->first);
-    for (uint32_t steps = 0; word != 0 && steps < table->cells; steps++) {
-        struct uf_cell *cell = uf_cell_of(table, wakes->group, word);
-        if (!cell)
-            return;
-        uf_wake_locked(table, wakes, word - 1);
-        word = UF_LOAD(cell->next);
-    }
+    UF_STORE(slot->unposted, UF_LOAD(slot->first));
+    uf_wake_some_locked(table, wakes, slot, UF_FIRST_WAKES);
 }
 
 /* Ends a flight whose leaders died too often: its waiters raise, the key is free. */
@@ -231,7 +227,7 @@ static void give_up_locked(struct uf_table *table, uint32_t slot, struct uf_wake
     UF_STORE(s->state, UF_STATE_DONE); /* COMMIT */
     UF_CRASH_POINT(DIED_DONE);
     detach_locked(table, slot);
-    wake_all_locked(table, wakes, s);
+    wake_first_ones_locked(table, wakes, s);
 }
 
 /* Full for good, if the group holds what nobody will ever free. */
@@ -420,7 +416,7 @@ static void publish_locked(struct uf_table *table, const struct uf_flight *fligh
     UF_CRASH_POINT(FINISH_DONE);
     detach_locked(table, flight->slot);
     UF_CRASH_POINT(FINISH_DETACHED);
-    wake_all_locked(table, wakes, s);
+    wake_first_ones_locked(table, wakes, s);
 }
 
 static enum uf_status finish_locked(struct uf_table *table, const struct uf_flight *flight,
@@ -583,8 +579,10 @@ static enum uf_status leave_locked(struct uf_table *table, const struct uf_fligh
         return UF_DAMAGED;
     UF_ADD(group->timeouts, how == UF_LEAVING_TIMED_OUT ? 1 : 0);
     UF_ADD(group->followers, done && how == UF_LEAVING_SERVED ? 1 : 0);
-    if (done)
+    if (done) {
         release_value_locked(table, flight->slot, remains);
+        uf_wake_some_locked(table, wakes, s, 1);
+    }
     /* Successors that are dead would never pass the word on, nor free the slot. */
     if ((was_first || done) &&
         uf_drop_dead_locked(table, flight->slot, UF_TO_FIRST_ALIVE) != UF_OK)
@@ -617,6 +615,22 @@ enum uf_status uf_leave(struct uf_table *table, const struct uf_flight *flight, 
     uf_group_unlock(table, group);
     uf_post(table, &wakes);
     return status;
+}
+
+void uf_pass_on(struct uf_table *table, const struct uf_flight *flight, uint64_t owner)
+{
+    uint32_t group = uf_group_of(flight->slot);
+    struct uf_slot *s = uf_slot(table, flight->slot);
+    struct uf_wakes wakes;
+    uf_wakes_init(&wakes, group);
+    /* Not worth waiting for: who holds the lock will mostly pass on too, as this one when it leaves. */
+    if (UF_LOAD(s->unposted) == 0 || uf_group_lock(table, group, UF_TRY) != UF_OK)
+        return;
+    if (uf_owns_cell(table, flight, owner) && UF_LOAD(s->state) == UF_STATE_DONE)
+        uf_wake_some_locked(table, &wakes, s, 1);
+    uf_group_unlock(table, group);
+    UF_CRASH_POINT(PASS_UNLOCKED);
+    uf_post(table, &wakes);
 }
 
 /* The leader of a sealed flight is gone, and its function would have to run again: beside the one

@@ -76,6 +76,10 @@ enum uf_status uf_abandon(struct uf_table *table, const struct uf_flight *flight
 enum uf_status uf_seal(struct uf_table *table, const struct uf_flight *flight,
                        enum uf_patience patience);
 
+/* Wakes the next of those that the leader of a flight which is DONE has left to its waiters. For a
+ * waiter that has just seen the end, before it does anything else; without effect for others. */
+void uf_pass_on(struct uf_table *table, const struct uf_flight *flight, uint64_t owner);
+
 /* With what a follower leaves; only counted. */
 enum uf_leaving { UF_LEAVING_EMPTY, UF_LEAVING_TIMED_OUT, UF_LEAVING_SERVED };
 

@@ -58,7 +58,7 @@
 #include <stdint.h>
 
 #define UF_MAGIC UINT64_C(0x31504d7468676c66) /* "flghtMP1", little endian */
-#define UF_LAYOUT_VERSION 3u
+#define UF_LAYOUT_VERSION 4u
 #define UF_KEY_BYTES 128u      /* longest encoded key; longer ones arrive as a digest */
 #define UF_GROUP_SLOTS 64u     /* one bit each in `attached` */
 #define UF_MAX_GROUPS 1024u    /* 65,536 flights */
@@ -192,7 +192,9 @@ struct uf_slot {
     _Atomic uint32_t sealed;        /* 1: detached because its function returned, not forgotten;
                                      * beside `attached` it means nothing */
     unsigned char key[UF_KEY_BYTES];
-    unsigned char pad[16];
+    _Atomic uint32_t unposted;      /* of a flight that is DONE: the first waiter's cell + 1 that
+                                     * is left to other waiters to post */
+    unsigned char pad[12];
 };
 
 struct uf_group {

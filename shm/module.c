@@ -1032,8 +1032,12 @@ static PyObject *shm_look(PyObject *module, PyObject *follows)
             Py_CLEAR(indices);
             break;
         }
-        if (is_mine(follow) &&
-            uf_poll(core(follow), &follow->flight, follow->owner, now_ns) == UF_PENDING) {
+        enum uf_status status = UF_DAMAGED;
+        if (is_mine(follow))
+            status = uf_poll(core(follow), &follow->flight, follow->owner, now_ns);
+        if (status == UF_DONE)
+            uf_pass_on(core(follow), &follow->flight, follow->owner);
+        if (status == UF_PENDING) {
             uint64_t look_ns = uf_next_look(core(follow), &follow->flight, now_ns);
             next_ns = look_ns < next_ns ? look_ns : next_ns;
             continue;

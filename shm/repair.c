@@ -86,6 +86,7 @@ static void forget_lists_locked(struct uf_table *table, uint32_t group)
     for (uint32_t i = 0; i < UF_GROUP_SLOTS; i++) {
         UF_STORE(g->slots[i].first, 0);
         UF_STORE(g->slots[i].last, 0);
+        UF_STORE(g->slots[i].unposted, 0); /* the repair posts everybody */
         settle_attached_locked(g, i);
     }
 }

@@ -103,6 +103,8 @@ enum uf_status uf_wait(struct uf_table *table, const struct uf_flight *flight, u
         struct uf_watch watch;
         bool undisturbed;
         enum uf_status status = uf_poll(table, flight, owner, now_ns);
+        if (status == UF_DONE)
+            uf_pass_on(table, flight, owner);
         if (status != UF_PENDING)
             return status;
         if (now_ns >= deadline_ns)

@@ -15,22 +15,29 @@ bool uf_is_deserted(const struct uf_table *table, const struct uf_cell *cell)
     return UF_LOAD(cell->resigned) != 0 || !uf_is_alive(table, UF_LOAD(cell->owner));
 }
 
-void uf_wake_locked(struct uf_table *table, struct uf_wakes *wakes, uint32_t cell)
+void uf_wake_locked(struct uf_wakes *wakes, uint32_t cell)
 {
-    if (wakes->count < UF_WAKES) {
+    if (wakes->count < UF_WAKES) /* always; else it would be found by the waiter's own look */
         wakes->cell[wakes->count++] = cell;
-        return;
-    }
-    struct uf_bells bells = UF_BELLS;
-    uf_ring(&bells, uf_cell(table, wakes->group, cell));
-    uf_bells_close(&bells);
 }
 
 void uf_wake_first_locked(struct uf_table *table, struct uf_wakes *wakes, struct uf_slot *slot)
 {
     uint32_t first = UF_LOAD(slot->first);
     if (uf_cell_of(table, wakes->group, first))
-        uf_wake_locked(table, wakes, first - 1);
+        uf_wake_locked(wakes, first - 1);
+}
+
+void uf_wake_some_locked(struct uf_table *table, struct uf_wakes *wakes, struct uf_slot *slot,
+                         uint32_t most)
+{
+    uint32_t word = UF_LOAD(slot->unposted);
+    const struct uf_cell *cell;
+    for (; most > 0 && (cell = uf_cell_of(table, wakes->group, word)) != NULL; most--) {
+        uf_wake_locked(wakes, word - 1);
+        word = UF_LOAD(cell->next);
+    }
+    UF_STORE(slot->unposted, word);
 }
 
 void uf_post(struct uf_table *table, const struct uf_wakes *wakes)
@@ -105,6 +112,8 @@ static void bypass_locked(struct uf_slot *slot, _Atomic uint32_t *link, uint32_t
                           struct uf_cell *cell)
 {
     uint32_t next = UF_LOAD(cell->next);
+    if (UF_LOAD(slot->unposted) == UF_LOAD(*link)) /* those behind it are still to be posted */
+        UF_STORE(slot->unposted, next);
     UF_STORE(*link, next);
     if (next == 0)
         UF_STORE(slot->last, before);

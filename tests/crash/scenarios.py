@@ -180,6 +180,21 @@ def publishes_extra(stage: Stage, strike: Strike) -> None:
     publishes(stage, strike, EXTRA, "encode", committed=True)
 
 
+def passes_the_wake_up_on(stage: Stage, strike: Strike) -> None:
+    """More wait than the leader posts: those whom the victim was to post find out by themselves."""
+    leader, victim, *others = stage.enter("leader", "victim", *["other"] * 9)
+    gate = stage.gate()
+    source = leader.leads(KEY, gate=str(gate))
+    victim.call(KEY, arm=strike.when("before"))
+    stage.followers(2)
+    for other in others:
+        other.call(KEY)
+    stage.followers(2 + len(others))
+    gate.open()
+    strike.hits(victim)
+    both_have(source, *[other.outcome() for other in others])
+
+
 def publishes_an_exception(stage: Stage, strike: Strike) -> None:
     victim, first = stage.enter("victim", "first")
     gate = stage.gate()
@@ -532,6 +547,7 @@ SCENARIOS = {
     "FINISH_DETACHED": _COMMITTED,
     "FINISH_UNLOCKED": (finishes_before_publishing, *_COMMITTED),
     "POSTED_ONE": _COMMITTED,
+    "PASS_UNLOCKED": (passes_the_wake_up_on,),
     "SEAL_MARKED": (finishes_before_publishing,),
     "SEAL_DETACHED": (finishes_before_publishing,),
     "UNSEAL_ATTACHED": (takes_over_a_sealed_flight,),
