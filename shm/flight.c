@@ -208,12 +208,46 @@ static void lead_locked(struct uf_table *table, const struct uf_caller *caller, 
     unseal_locked(table, slot);
 }
 
-/* The flight is DONE. */
-static void wake_first_ones_locked(struct uf_table *table, struct uf_wakes *wakes,
-                                   struct uf_slot *slot)
+/* The flight is DONE. Its first waiter is woken; from then on everybody who is awake passes on. */
+static void wake_next_locked(struct uf_table *table, struct uf_wakes *wakes, struct uf_slot *slot)
+{
+    uint32_t next = UF_LOAD(slot->unposted);
+    const struct uf_cell *cell = uf_cell_of(table, wakes->group, next);
+    if (cell)
+        uf_wake_locked(wakes, next - 1);
+    UF_STORE(slot->unposted, cell ? UF_LOAD(cell->next) : 0);
+}
+
+static void wake_crowd_locked(struct uf_table *table, struct uf_wakes *wakes, struct uf_slot *slot)
 {
     UF_STORE(slot->unposted, UF_LOAD(slot->first));
-    uf_wake_some_locked(table, wakes, slot, UF_FIRST_WAKES);
+    wake_next_locked(table, wakes, slot);
+}
+
+bool uf_pass_on(struct uf_table *table, const struct uf_flight *flight, enum uf_patience patience)
+{
+    uint32_t group = uf_group_of(flight->slot);
+    struct uf_slot *s = uf_slot(table, flight->slot);
+    struct uf_wakes wakes;
+    uf_wakes_init(&wakes, group);
+    if (UF_LOAD(s->unposted) == 0 || uf_group_lock(table, group, patience) != UF_OK)
+        return false;
+    /* A leader has no cell that would keep the slot from being used for another flight. */
+    if (UF_LOAD(s->generation) == flight->generation && UF_LOAD(s->state) == UF_STATE_DONE)
+        wake_next_locked(table, &wakes, s);
+    uf_group_unlock(table, group);
+    UF_CRASH_POINT(PASS_UNLOCKED);
+    uf_post(table, &wakes);
+    return wakes.count > 0;
+}
+
+void uf_announce(struct uf_table *table, const struct uf_flight *flight,
+                 const struct uf_wakes *wakes)
+{
+    uint32_t posted = wakes->count; /* none if nobody waited */
+    uf_post(table, wakes);
+    while (posted > 0 && posted < UF_FIRST_WAKES && uf_pass_on(table, flight, UF_WAIT))
+        posted++;
 }
 
 /* Ends a flight whose leaders died too often: its waiters raise, the key is free. */
@@ -227,7 +261,7 @@ static void give_up_locked(struct uf_table *table, uint32_t slot, struct uf_wake
     UF_STORE(s->state, UF_STATE_DONE); /* COMMIT */
     UF_CRASH_POINT(DIED_DONE);
     detach_locked(table, slot);
-    wake_first_ones_locked(table, wakes, s);
+    wake_crowd_locked(table, wakes, s);
 }
 
 /* Full for good, if the group holds what nobody will ever free. */
@@ -416,7 +450,7 @@ static void publish_locked(struct uf_table *table, const struct uf_flight *fligh
     UF_CRASH_POINT(FINISH_DONE);
     detach_locked(table, flight->slot);
     UF_CRASH_POINT(FINISH_DETACHED);
-    wake_first_ones_locked(table, wakes, s);
+    wake_crowd_locked(table, wakes, s);
 }
 
 static enum uf_status finish_locked(struct uf_table *table, const struct uf_flight *flight,
@@ -452,7 +486,7 @@ static enum uf_status finish_locked(struct uf_table *table, const struct uf_flig
     return UF_OK;
 }
 
-enum uf_status uf_finish_unposted(struct uf_table *table, const struct uf_flight *flight,
+enum uf_status uf_finish_quietly(struct uf_table *table, const struct uf_flight *flight,
                                   const struct uf_result *result, enum uf_patience patience,
                                   struct uf_remains *remains, struct uf_wakes *wakes)
 {
@@ -479,8 +513,8 @@ enum uf_status uf_finish(struct uf_table *table, const struct uf_flight *flight,
 {
     struct uf_wakes wakes;
     enum uf_status status =
-        uf_finish_unposted(table, flight, result, patience, remains, &wakes);
-    uf_post(table, &wakes);
+        uf_finish_quietly(table, flight, result, patience, remains, &wakes);
+    uf_announce(table, flight, &wakes);
     return status;
 }
 
@@ -581,7 +615,7 @@ static enum uf_status leave_locked(struct uf_table *table, const struct uf_fligh
     UF_ADD(group->followers, done && how == UF_LEAVING_SERVED ? 1 : 0);
     if (done) {
         release_value_locked(table, flight->slot, remains);
-        uf_wake_some_locked(table, wakes, s, 1);
+        wake_next_locked(table, wakes, s);
     }
     /* Successors that are dead would never pass the word on, nor free the slot. */
     if ((was_first || done) &&
@@ -615,22 +649,6 @@ enum uf_status uf_leave(struct uf_table *table, const struct uf_flight *flight, 
     uf_group_unlock(table, group);
     uf_post(table, &wakes);
     return status;
-}
-
-void uf_pass_on(struct uf_table *table, const struct uf_flight *flight, uint64_t owner)
-{
-    uint32_t group = uf_group_of(flight->slot);
-    struct uf_slot *s = uf_slot(table, flight->slot);
-    struct uf_wakes wakes;
-    uf_wakes_init(&wakes, group);
-    /* Not worth waiting for: who holds the lock will mostly pass on too, as this one when it leaves. */
-    if (UF_LOAD(s->unposted) == 0 || uf_group_lock(table, group, UF_TRY) != UF_OK)
-        return;
-    if (uf_owns_cell(table, flight, owner) && UF_LOAD(s->state) == UF_STATE_DONE)
-        uf_wake_some_locked(table, &wakes, s, 1);
-    uf_group_unlock(table, group);
-    UF_CRASH_POINT(PASS_UNLOCKED);
-    uf_post(table, &wakes);
 }
 
 /* The leader of a sealed flight is gone, and its function would have to run again: beside the one

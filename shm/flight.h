@@ -59,11 +59,14 @@ enum uf_status uf_finish(struct uf_table *table, const struct uf_flight *flight,
                          const struct uf_result *result, enum uf_patience patience,
                          struct uf_remains *remains);
 
-/* The same, but that it leaves those to post (uf_post) who have to be woken: each takes a system
- * call, and the caller may hold an interpreter lock that they need. */
-enum uf_status uf_finish_unposted(struct uf_table *table, const struct uf_flight *flight,
-                                  const struct uf_result *result, enum uf_patience patience,
-                                  struct uf_remains *remains, struct uf_wakes *wakes);
+/* The same, but that it leaves it to the caller to announce the end (uf_announce), whatever the
+ * status is: that takes system calls, and the caller may hold an interpreter lock that those need
+ * who are woken. */
+enum uf_status uf_finish_quietly(struct uf_table *table, const struct uf_flight *flight,
+                                 const struct uf_result *result, enum uf_patience patience,
+                                 struct uf_remains *remains, struct uf_wakes *wakes);
+void uf_announce(struct uf_table *table, const struct uf_flight *flight,
+                 const struct uf_wakes *wakes);
 
 /* Ends the leadership without a result: a follower takes over.  Never fails: without the
  * lock the leader resigns. */
@@ -76,9 +79,9 @@ enum uf_status uf_abandon(struct uf_table *table, const struct uf_flight *flight
 enum uf_status uf_seal(struct uf_table *table, const struct uf_flight *flight,
                        enum uf_patience patience);
 
-/* Wakes the next of those that the leader of a flight which is DONE has left to its waiters. For a
- * waiter that has just seen the end, before it does anything else; without effect for others. */
-void uf_pass_on(struct uf_table *table, const struct uf_flight *flight, uint64_t owner);
+/* Wakes the next waiter of a flight that is DONE; false if there is none, or no lock. By who has
+ * ended it, or has just seen the end: before it does anything else, as each takes its time. */
+bool uf_pass_on(struct uf_table *table, const struct uf_flight *flight, enum uf_patience patience);
 
 /* With what a follower leaves; only counted. */
 enum uf_leaving { UF_LEAVING_EMPTY, UF_LEAVING_TIMED_OUT, UF_LEAVING_SERVED };

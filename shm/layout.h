@@ -192,8 +192,8 @@ struct uf_slot {
     _Atomic uint32_t sealed;        /* 1: detached because its function returned, not forgotten;
                                      * beside `attached` it means nothing */
     unsigned char key[UF_KEY_BYTES];
-    _Atomic uint32_t unposted;      /* of a flight that is DONE: the first waiter's cell + 1 that
-                                     * is left to other waiters to post */
+    _Atomic uint32_t unposted;      /* of a flight that is DONE: the cell + 1 of the first waiter
+                                     * that nobody has posted yet */
     unsigned char pad[12];
 };
 

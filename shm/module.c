@@ -162,14 +162,14 @@ static void lead_dealloc(Handle *self)
 
 /* Several followers take several system calls, and threads of this process among them want the
  * interpreter lock at once. */
-static void post_followers(Handle *self, const struct uf_wakes *wakes)
+static void announce(Handle *self, const struct uf_wakes *wakes, uint32_t followers)
 {
-    if (wakes->count <= 1) {
-        uf_post(core(self), wakes);
+    if (followers <= 1) {
+        uf_announce(core(self), &self->flight, wakes);
         return;
     }
     Py_BEGIN_ALLOW_THREADS
-    uf_post(core(self), wakes);
+    uf_announce(core(self), &self->flight, wakes);
     Py_END_ALLOW_THREADS
 }
 
@@ -181,13 +181,13 @@ static enum uf_status finish(Handle *self, const struct uf_result *result)
         return UF_FENCED;
     Py_XINCREF((PyObject *)result->value); /* before followers can see it */
     enum uf_status status =
-        uf_finish_unposted(core(self), &self->flight, result, UF_TRY, &remains, &wakes);
+        uf_finish_quietly(core(self), &self->flight, result, UF_TRY, &remains, &wakes);
     if (status == UF_BUSY) {
         Py_BEGIN_ALLOW_THREADS
         status = uf_finish(core(self), &self->flight, result, UF_WAIT, &remains);
         Py_END_ALLOW_THREADS
     } else {
-        post_followers(self, &wakes);
+        announce(self, &wakes, remains.followers);
     }
     self->active = status == UF_NEEDS_PAYLOAD;
     self->fenced = status == UF_FENCED;
@@ -1036,7 +1036,7 @@ static PyObject *shm_look(PyObject *module, PyObject *follows)
         if (is_mine(follow))
             status = uf_poll(core(follow), &follow->flight, follow->owner, now_ns);
         if (status == UF_DONE)
-            uf_pass_on(core(follow), &follow->flight, follow->owner);
+            uf_pass_on(core(follow), &follow->flight, UF_TRY);
         if (status == UF_PENDING) {
             uint64_t look_ns = uf_next_look(core(follow), &follow->flight, now_ns);
             next_ns = look_ns < next_ns ? look_ns : next_ns;

@@ -28,18 +28,6 @@ void uf_wake_first_locked(struct uf_table *table, struct uf_wakes *wakes, struct
         uf_wake_locked(wakes, first - 1);
 }
 
-void uf_wake_some_locked(struct uf_table *table, struct uf_wakes *wakes, struct uf_slot *slot,
-                         uint32_t most)
-{
-    uint32_t word = UF_LOAD(slot->unposted);
-    const struct uf_cell *cell;
-    for (; most > 0 && (cell = uf_cell_of(table, wakes->group, word)) != NULL; most--) {
-        uf_wake_locked(wakes, word - 1);
-        word = UF_LOAD(cell->next);
-    }
-    UF_STORE(slot->unposted, word);
-}
-
 void uf_post(struct uf_table *table, const struct uf_wakes *wakes)
 {
     struct uf_bells bells = UF_BELLS;

@@ -5,14 +5,13 @@
 
 #include "lock.h"
 
-/* So many of a flight's waiters are posted by who ends it; the others by these, one each when it
- * sees the end and one each when it leaves. A post takes 3 to 5 us, and all of them together would
- * be the leader's, or hold up the first of many waiters. */
+/* Who ends a flight posts at most so many of its waiters. Each of these posts another one when it
+ * sees the end, and one more when it leaves. */
 #define UF_FIRST_WAKES 8u
 
 /* Waiters to post once the lock is released: a post can enter the kernel, and nobody
  * else of the group should wait for that.  A sweep has the most: one a slot. */
-#define UF_WAKES (UF_GROUP_SLOTS + 2 * UF_FIRST_WAKES)
+#define UF_WAKES (UF_GROUP_SLOTS + 4u)
 struct uf_wakes {
     uint32_t group;
     uint32_t count;
@@ -27,9 +26,6 @@ static inline void uf_wakes_init(struct uf_wakes *wakes, uint32_t group)
 
 void uf_wake_locked(struct uf_wakes *wakes, uint32_t cell);
 void uf_wake_first_locked(struct uf_table *table, struct uf_wakes *wakes, struct uf_slot *slot);
-/* Wakes up to `most` of those of a flight that is DONE whom nobody has posted yet. */
-void uf_wake_some_locked(struct uf_table *table, struct uf_wakes *wakes, struct uf_slot *slot,
-                         uint32_t most);
 void uf_post(struct uf_table *table, const struct uf_wakes *wakes);
 
 /* UF_OK and a linked cell owned by `owner`, or UF_NO_CELL. `doorbell`: of the owner's event
