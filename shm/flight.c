@@ -433,7 +433,7 @@ static void keep_value_locked(struct uf_table *table, const struct uf_flight *fl
 
 static bool is_encoded(const struct uf_result *result)
 {
-    return result->data != NULL || result->kind == UF_PAYLOAD_EXTRA;
+    return result->data != NULL || uf_is_extra(result->kind);
 }
 
 static void publish_locked(struct uf_table *table, const struct uf_flight *flight,
@@ -495,7 +495,7 @@ enum uf_status uf_finish_quietly(struct uf_table *table, const struct uf_flight 
     *remains = (struct uf_remains){0};
     if (result->data && result->bytes > table->inline_bytes)
         return UF_DAMAGED;
-    if (result->kind == UF_PAYLOAD_EXTRA)
+    if (uf_is_extra(result->kind))
         UF_CRASH_POINT(EXTRA_CREATED);
     enum uf_status status = lock_or_resign(table, flight, patience);
     if (status != UF_OK)
@@ -595,7 +595,7 @@ static void settle_locked(struct uf_table *table, uint32_t slot, bool was_first,
             uf_wake_first_locked(table, wakes, s);
         return;
     }
-    remains->extra_segment = UF_LOAD(s->payload) == UF_PAYLOAD_EXTRA;
+    remains->extra_segment = uf_is_extra(UF_LOAD(s->payload));
     UF_STORE(s->state, UF_STATE_FREE);
     UF_CRASH_POINT(LEAVE_FREED);
     detach_locked(table, slot);

@@ -36,7 +36,7 @@ struct uf_result {
     enum uf_payload kind; /* VALUE, ERROR, UNSHAREABLE, TOO_LARGE: inline; or EXTRA */
     const void *data; /* inline payload; NULL: not encoded yet, finish says if it has to be */
     uint64_t bytes;
-    uint64_t sum;  /* checksum of the extra segment's content, with UF_PAYLOAD_EXTRA */
+    uint64_t sum;  /* checksum of the extra segment's content, if it has one */
     void *value;   /* the object for followers of this process; NULL = none */
 };
 

@@ -85,6 +85,7 @@ enum uf_payload {
                             * area holds the encoded ResultNotShareable that says why */
     UF_PAYLOAD_TOO_LARGE,  /* over limits.result_bytes, or no room for it: likewise */
     UF_PAYLOAD_DIED,       /* the leaders died too often: followers raise */
+    UF_PAYLOAD_EXTRA_BYTES,/* the value itself, which is bytes, in an extra segment */
     UF_PAYLOAD_KINDS
 };
 

@@ -213,8 +213,8 @@ static PyObject *lead_fail(Handle *self, PyObject *Py_UNUSED(unused))
     return PyBool_FromLong(finish(self, &result) != UF_NEEDS_PAYLOAD);
 }
 
-/* publish(kind, payload, value, /) -> bool: payload is (bytes, sum) for EXTRA, bytes-like
- * for all other kinds; value is the object for followers of this process, but with ERROR.
+/* publish(kind, payload, value, /) -> bool: payload is (bytes, sum) for EXTRA and EXTRA_BYTES,
+ * bytes-like for all other kinds; value is the object for followers of this process, but with ERROR.
  * False if the flight was not the caller's any more, or its lock could not be had. */
 static PyObject *lead_publish(Handle *self, PyObject *args)
 {
@@ -223,12 +223,13 @@ static PyObject *lead_publish(Handle *self, PyObject *args)
     Py_buffer buffer = {0};
     if (!PyArg_ParseTuple(args, "iOO", &kind, &payload, &value))
         return NULL;
-    if (kind != UF_PAYLOAD_EXTRA && (kind < 0 || !uf_is_inline((uint32_t)kind)))
+    bool extra = kind >= 0 && uf_is_extra((uint32_t)kind);
+    if (!extra && (kind < 0 || !uf_is_inline((uint32_t)kind)))
         return PyErr_Format(PyExc_ValueError, "no payload of kind %d can be published", kind);
     struct uf_result result = {.kind = (enum uf_payload)kind,
                                .value = kind == UF_PAYLOAD_ERROR ? NULL : value};
     unsigned long long bytes = 0, sum = 0;
-    if (kind == UF_PAYLOAD_EXTRA) {
+    if (extra) {
         if (!PyArg_ParseTuple(payload, "KK", &bytes, &sum))
             return NULL;
         result.bytes = bytes;
@@ -239,7 +240,7 @@ static PyObject *lead_publish(Handle *self, PyObject *args)
         result.data = buffer.buf;
         result.bytes = (uint64_t)buffer.len;
     }
-    bool fits = kind == UF_PAYLOAD_EXTRA || result.bytes <= core(self)->inline_bytes;
+    bool fits = extra || result.bytes <= core(self)->inline_bytes;
     enum uf_status status = fits ? finish(self, &result) : UF_OK;
     if (buffer.obj)
         PyBuffer_Release(&buffer);
@@ -408,7 +409,7 @@ static PyObject *follow_take(Handle *self, PyObject *Py_UNUSED(unused))
             uf_damage(core(self));
             view.kind = UF_PAYLOAD_NONE;
         }
-    } else if (view.kind == UF_PAYLOAD_EXTRA) {
+    } else if (uf_is_extra(view.kind)) {
         payload = Py_BuildValue("KK", (unsigned long long)view.bytes, (unsigned long long)view.sum);
     } else {
         payload = Py_NewRef(Py_None);
@@ -1134,7 +1135,8 @@ static const struct {
     {"NO_THREAD", UF_NO_THREAD}, {"DAMAGED", UF_DAMAGED},
     {"LEAVING_TIMED_OUT", UF_LEAVING_TIMED_OUT}, {"LEAVING_SERVED", UF_LEAVING_SERVED},
     {"PAYLOAD_NONE", UF_PAYLOAD_NONE}, {"PAYLOAD_VALUE", UF_PAYLOAD_VALUE},
-    {"PAYLOAD_EXTRA", UF_PAYLOAD_EXTRA}, {"PAYLOAD_ERROR", UF_PAYLOAD_ERROR},
+    {"PAYLOAD_EXTRA", UF_PAYLOAD_EXTRA}, {"PAYLOAD_EXTRA_BYTES", UF_PAYLOAD_EXTRA_BYTES},
+    {"PAYLOAD_ERROR", UF_PAYLOAD_ERROR},
     {"PAYLOAD_LOCAL", UF_PAYLOAD_LOCAL}, {"PAYLOAD_UNSHAREABLE", UF_PAYLOAD_UNSHAREABLE},
     {"PAYLOAD_TOO_LARGE", UF_PAYLOAD_TOO_LARGE}, {"PAYLOAD_DIED", UF_PAYLOAD_DIED},
     {"NOT_A_TABLE", UF_NOT_A_TABLE}, {"OTHER_VERSION", UF_OTHER_VERSION},

@@ -18,7 +18,7 @@ void uf_free_slot_locked(struct uf_table *table, uint32_t slot)
 {
     struct uf_slot *s = uf_slot(table, slot);
     struct uf_group *group = uf_group(table, uf_group_of(slot));
-    if (UF_LOAD(s->payload) == UF_PAYLOAD_EXTRA)
+    if (uf_is_extra(UF_LOAD(s->payload)))
         UF_STORE(table->header->leaked, 1);
     UF_STORE(s->state, UF_STATE_FREE);
     UF_CRASH_POINT(SWEEP_FREED);

@@ -104,6 +104,11 @@ static inline bool uf_is_inline(uint32_t kind)
            kind == UF_PAYLOAD_TOO_LARGE;
 }
 
+static inline bool uf_is_extra(uint32_t kind)
+{
+    return kind == UF_PAYLOAD_EXTRA || kind == UF_PAYLOAD_EXTRA_BYTES;
+}
+
 static inline uint32_t uf_slot_count(const struct uf_table *table)
 {
     return table->groups * UF_GROUP_SLOTS;

@@ -146,16 +146,25 @@ def test_a_value_that_fails_its_checksum_is_never_returned(merger, hands, leadin
 
 
 @pytest.mark.shared
-def test_a_large_value_that_fails_its_checksum_is_never_returned(merger, hands, leading, followed):
+@pytest.mark.parametrize("value", ["v" * 10_000, b"v" * 10_000], ids=["encoded", "bytes"])
+@pytest.mark.parametrize("damage", ["another byte", "cut short", "gone"])
+def test_a_large_value_that_fails_its_checksum_is_never_returned(
+    merger, hands, leading, followed, value, damage
+):
     leader = leading(merger, "key")
     call = hands.start(merger.flight, "key", give, "own", where="forked")
     followed(merger)
     call.kill(signal.SIGSTOP)
-    leader.finish("v" * 10_000)
+    leader.finish(value)
     (extra,) = [name for name in os.listdir("/dev/shm") if merger.name in name and "~r" in name]
     with open(f"/dev/shm/{extra}", "r+b") as file:
         file.seek(5000)
-        file.write(b"X")
+        if damage == "another byte":
+            file.write(b"X")
+        elif damage == "cut short":
+            file.truncate()
+    if damage == "gone":
+        os.unlink(f"/dev/shm/{extra}")
     call.kill(signal.SIGCONT)
     assert call.result().value == "own"
 

@@ -232,10 +232,11 @@ def test_a_result_of_up_to_inline_bytes_stays_in_the_table(
 
 @pytest.mark.shared
 @pytest.mark.parametrize("size", [4097, 99_999, 100_000])
+@pytest.mark.parametrize("codec", [RawCodec(), MsgpackCodec()], ids=["raw", "msgpack"])
 def test_a_larger_result_takes_an_extra_segment_that_vanishes(
-    table_name, hands, leading, followed, until, size
+    table_name, hands, leading, followed, until, codec, size
 ):
-    merger = Merger(table_name, codec=RawCodec(), limits=SMALL)
+    merger = Merger(table_name, codec=codec, limits=SMALL)
     leader = leading(merger, "key")
     stopped = hands.start(raw_flight, merger, "key", give, b"own", where="forked")
     other = hands.start(raw_flight, merger, "key", give, b"own", where="forked")
@@ -313,16 +314,61 @@ def test_strict_raises_for_a_result_over_result_bytes(table_name, hands, leading
 @pytest.mark.shared
 def test_the_default_limits_share_64_mib_and_no_more(merger, hands, leading, followed):
     whole = 64 << 20
-    for size, role in [(whole - 5, Role.FOLLOWER), (whole - 4, Role.SOLO)]:  # 5: msgpack's header
-        leader = leading(merger, "key")
-        call = hands.start(raw_flight, merger, "key", give, b"own", where="forked")
-        followed(merger)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            leader.finish(bytes(size))
-        assert call.result()[0] is role
-        leader._answer = None
-    assert merger.stats().solo["too_large"] == 1
+    edges = [(bytes, whole), (lambda size: "v" * size, whole - 5)]  # 5: msgpack's header of a str
+    for make, most in edges:
+        for size, role in [(most, Role.FOLLOWER), (most + 1, Role.SOLO)]:
+            leader = leading(merger, "key")
+            call = hands.start(raw_flight, merger, "key", give, b"own", where="forked")
+            followed(merger)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                leader.finish(make(size))
+            assert call.result()[0] is role
+            leader._answer = None
+    assert merger.stats().solo["too_large"] == 2
+
+
+class Other:
+    """A codec of the user's, which gives bytes another meaning."""
+
+    def encode(self, value):
+        return value[::-1]
+
+    def decode(self, payload):
+        return bytes(payload)[::-1]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("codec", [Other(), MsgpackCodec(max_bytes=9999)], ids=["other", "limited"])
+def test_large_bytes_are_nobodys_who_would_not_decode_them_so(
+    table_name, hands, leading, followed, codec
+):
+    merger = Merger(table_name)
+    leader = leading(merger, "key")
+    call = hands.start(
+        raw_flight, Merger(table_name, codec=codec), "key", give, b"own", where="forked"
+    )
+    followed(merger)
+    leader.finish(b"v" * 10_000)
+    assert call.result() == (Role.SOLO, 3, b"o")
+    assert merger.stats().solo["not_decodable"] == 1
+    assert extra_segments(merger) == []
+
+
+@pytest.mark.shared
+def test_large_bytes_of_another_codec_go_through_it(table_name, hands, leading, followed):
+    merger = Merger(table_name, codec=Other())
+    outcome, got = shared(merger, hands, leading, followed, b"v" * 9999 + b"w")
+    assert outcome.value[-1:] == b"w"
+    assert got == [(Role.FOLLOWER, 10_000, b"v")] * 2
+
+
+@pytest.mark.shared
+def test_max_bytes_of_the_codec_holds_for_large_bytes(table_name, hands, leading, followed):
+    merger = Merger(table_name, codec=MsgpackCodec(max_bytes=9999))
+    with pytest.warns(RuntimeWarning, match="more than 9999"):
+        _, got = shared(merger, hands, leading, followed, b"v" * 10_000)
+    assert got == [(Role.SOLO, 3, b"o")] * 2
 
 
 @pytest.mark.shared

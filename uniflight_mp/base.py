@@ -16,9 +16,9 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeGuard, TypeVar
 
-from .codec import Codec, MsgpackCodec, check_codec
+from .codec import Codec, MsgpackCodec, RawCodec, check_codec
 from .core import Follow, Lead, Table, give_back, shm
 from .errors import (
     FlightTimeout,
@@ -37,7 +37,7 @@ from .failure import decode_failure, encode_failure
 from .limits import Limits
 from .options import UNSET, Options, Unset
 from .outcome import Outcome, Role
-from .results import Extra, read_extra, write_extra
+from .results import MOST_BYTES, Extra, read_extra, read_extra_bytes, write_extra
 from .scopes import PerCore, PerHost, PerNuma, PerProcess, Scope, check_scope, is_divided
 from .segment import CARE_LOCK_SECONDS, PrivateSegment, Segment, open_segment, partitions
 from .shmfile import check_name
@@ -389,8 +389,11 @@ class BaseMerger:
         elif lead.finish(value):
             return
         try:
-            payload = self._encode(value, lead.result_bytes)
-            self._publish(lead, value, payload)
+            if self._is_payload(value) and len(value) > lead.inline_bytes:
+                payload, extra_kind = memoryview(value), shm.PAYLOAD_EXTRA_BYTES
+            else:
+                payload, extra_kind = self._encode(value, lead.result_bytes), shm.PAYLOAD_EXTRA
+            self._publish(lead, value, payload, extra_kind)
         except ResultNotShareable as error:
             too_large = isinstance(error, ResultTooLarge)
             kind = shm.PAYLOAD_TOO_LARGE if too_large else shm.PAYLOAD_UNSHAREABLE
@@ -412,17 +415,26 @@ class BaseMerger:
                 type_name(type(value)), "$", f"the codec failed: {show(error, 200)}"
             ) from error
 
+    def _is_payload(self, value: object) -> TypeGuard[bytes]:
+        """Tell whether ``value`` need not be encoded, as the codec gives it back as it is."""
+        codec = self._codec
+        if type(value) is not bytes or len(value) > MOST_BYTES:
+            return False
+        if type(codec) is MsgpackCodec:
+            return len(value) <= codec.max_bytes
+        return type(codec) is RawCodec
+
     def _encode_failure(self, error: BaseException) -> bytes:
         return encode_failure(error, self._codec, os.getpid())
 
-    def _publish(self, lead: Lead, value: object, payload: memoryview) -> None:
+    def _publish(self, lead: Lead, value: object, payload: memoryview, extra_kind: int) -> None:
         try:
             if len(payload) > lead.result_bytes:
                 raise OSError(f"the table's limit, result_bytes, is {lead.result_bytes:,}")
             if lead.table.path is None:
                 lead.finish(value)  # nobody but threads of this process can follow
             elif len(payload) > lead.inline_bytes:
-                self._publish_extra(lead, value, payload)
+                self._publish_extra(lead, value, payload, extra_kind)
             else:
                 lead.publish(shm.PAYLOAD_VALUE, payload, value)
         except OSError as error:
@@ -432,12 +444,12 @@ class BaseMerger:
                 f"its {len(payload):,} encoded bytes cannot be shared: {error}",
             ) from error
 
-    def _publish_extra(self, lead: Lead, value: object, payload: memoryview) -> None:
+    def _publish_extra(self, lead: Lead, value: object, payload: memoryview, kind: int) -> None:
         extra = Extra.of(lead, lead.epoch)
         wanted = False
         try:
             size_and_sum = write_extra(extra, payload)
-            wanted = lead.publish(shm.PAYLOAD_EXTRA, size_and_sum, value) and lead.followers > 0
+            wanted = lead.publish(kind, size_and_sum, value) and lead.followers > 0
         finally:
             if not wanted:  # fenced, everybody left meanwhile, or an exception on the way
                 extra.remove()
@@ -467,7 +479,8 @@ class BaseMerger:
     def _take(self, follow: Follow) -> Landed:
         """Take what the leader left, and leave the flight."""
         kind, payload, local, followers, takeovers, leader_pid, epoch = follow.take()
-        extra = Extra.of(follow, epoch) if kind == shm.PAYLOAD_EXTRA else None
+        is_extra = kind in (shm.PAYLOAD_EXTRA, shm.PAYLOAD_EXTRA_BYTES)
+        extra = Extra.of(follow, epoch) if is_extra else None
         found: dict[str, Any] = {"solo": "damaged"}  # unless something better is found
         try:
             found = self._open(kind, payload, local, extra)
@@ -488,6 +501,11 @@ class BaseMerger:
             return {"value": local[0]}
         if kind == shm.PAYLOAD_VALUE:
             return {"value": self._codec.decode(memoryview(payload))}
+        if kind == shm.PAYLOAD_EXTRA_BYTES and extra is not None:
+            value = read_extra_bytes(extra, payload)
+            if not self._is_payload(value):
+                raise ValueError("it is bytes, and this process has another codec, or limit")
+            return {"value": value}
         if extra is not None:
             return {"value": read_extra(extra, payload, self._codec.decode)}
         if kind == shm.PAYLOAD_ERROR:
