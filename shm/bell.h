@@ -15,4 +15,8 @@ struct uf_bells {
 void uf_ring(struct uf_bells *bells, struct uf_cell *cell);
 void uf_bells_close(struct uf_bells *bells);
 
+/* Takes what has rung at a loop's socket; no more than a socket queues, in case that the descriptor
+ * is something else by now. */
+void uf_take_rings(int bell);
+
 #endif

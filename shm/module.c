@@ -19,6 +19,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "bell.h"
 #include "check.h"
 #include "crash.h"
 #include "digest.h"
@@ -1017,11 +1018,18 @@ static PyObject *shm_attach(PyObject *module, PyObject *args)
     return new_table(state, mapping, path, encode, read_only);
 }
 
-/* look(follows) -> (indices, delay_ns): which of a sequence of Follows have news, and in how
- * many nanoseconds to look at the others again if nobody rings. */
-static PyObject *shm_look(PyObject *module, PyObject *follows)
+/* look(follows, bell) -> (indices, delay_ns): which of a sequence of Follows have news, and in how
+ * many nanoseconds to look at the others again if nobody rings. Before that it takes the rings from
+ * the descriptor `bell`, unless that is -1: what rings after the look makes it readable again. */
+static PyObject *shm_look(PyObject *module, PyObject *args)
 {
     ModuleState *state = PyModule_GetState(module);
+    PyObject *follows;
+    int bell;
+    if (!PyArg_ParseTuple(args, "Oi", &follows, &bell))
+        return NULL;
+    if (bell >= 0)
+        uf_take_rings(bell);
     uint64_t now_ns = uf_now_ns(), next_ns = now_ns + UF_WATCH_OTHERS_NS;
     PyObject *sequence = PySequence_Fast(follows, "look takes a sequence of Follows");
     PyObject *indices = sequence ? PyList_New(0) : NULL;
@@ -1116,7 +1124,7 @@ static PyMethodDef module_methods[] = {
     {"bind", shm_bind, METH_VARARGS, PyDoc_STR("Have a file's pages allocated on one NUMA node.")},
     {"segment_bytes", shm_segment_bytes, METH_VARARGS, PyDoc_STR("Size of a table.")},
     {"attach", shm_attach, METH_VARARGS, PyDoc_STR("Map a table.")},
-    {"look", shm_look, METH_O, PyDoc_STR("Which Follows have news, and when to look again.")},
+    {"look", shm_look, METH_VARARGS, PyDoc_STR("Which Follows have news, and when to look again.")},
     {"give_back", shm_give_back, METH_O, PyDoc_STR("Let go of a flight, if it is one.")},
     {"checksum", shm_checksum, METH_O, PyDoc_STR("Checksum of an extra segment's content.")},
     {"format", shm_format, METH_NOARGS, PyDoc_STR("Number of the layout and ABI.")},

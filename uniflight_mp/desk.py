@@ -340,12 +340,15 @@ class Desk:
         if not flight.tickets:
             self._unwatch(flight)
 
-    def _look(self) -> None:
-        """See which flights have news, act on them, and set the time of the next look."""
+    def _look(self, bell: int = -1) -> None:
+        """See which flights have news, act on them, and set the time of the next look.
+
+        ``bell``: the descriptor, if it was rung.
+        """
         self._timer, delay = None, _FIRST_LOOK
         follows = list(self._followed)
         try:
-            ready, delay_ns = shm.look(follows)
+            ready, delay_ns = shm.look(follows, bell)
             for index in ready:
                 flight = self._followed.get(follows[index])
                 if flight is not None:
@@ -442,11 +445,10 @@ class Desk:
             self._doorbell = secrets.token_bytes(shm.DOORBELL_BYTES)
 
     def _rung(self) -> None:
-        with suppress(BlockingIOError):
-            while self._socket is not None:
-                self._socket.recv(1)
-        self._stop_timer()
-        self._look()
+        bell = self._socket
+        if bell is not None:
+            self._stop_timer()
+            self._look(bell.fileno())
 
     # ---- desks that outlived something --------------------------------------------------
 
