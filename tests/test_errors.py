@@ -48,6 +48,16 @@ CASES = [
         ["shop.Owner", "$.rows[3].owner", "it is odd", "register", "strict"],
     ),
     (
+        ResultTooLarge,
+        {"type_name": "shop.Page", "path": "$", "detail": "it takes 9 bytes"},
+        ["shop.Page", "$", "it takes 9 bytes", "Limits.result_bytes", "strict"],
+    ),
+    (
+        ResultNotDecodable,
+        {"type_name": "result", "path": "$", "detail": "Price is not registered here"},
+        ["Price is not registered here", "every process", "strict"],
+    ),
+    (
         TableUnavailable,
         {"reason": "table_full", "detail": "raise limits.flights", "table": "prices"},
         ["table_full", "raise limits.flights", "'prices'"],
@@ -134,6 +144,7 @@ def test_everything_public_is_listed():
         if isinstance(value, type) and issubclass(value, UniflightError)
     }
     assert set(errors.__all__) == defined
+    assert {cls.__name__ for cls, _, _ in CASES} == defined - {"UniflightError"}
 
 
 class Hostile:

@@ -18,6 +18,7 @@ from uniflight_mp import (
     PerHost,
     RawCodec,
     Role,
+    errors,
 )
 
 
@@ -307,14 +308,9 @@ def test_a_function_may_close_its_merger(table_name):
 def test_everything_public_can_be_imported_from_the_package():
     names = (
         "Merger AsyncMerger PerHost PerNuma PerProcess PerCore Scope Role Outcome "
-        "FlightInfo Stats Limits MsgpackCodec RawCodec "
-        "UniflightError LeaderPanicked LeaderDied FlightTimeout ResultNotShareable "
-        "TableUnavailable TableMismatch TableCorrupt"
+        "FlightInfo Stats Limits Codec MsgpackCodec RawCodec Coalesced"
     )
-    names = names.split()
-    for name in names:
-        assert name in uniflight_mp.__all__
-        assert hasattr(uniflight_mp, name)
+    assert set(uniflight_mp.__all__) == {*names.split(), *errors.__all__}
     for name in uniflight_mp.__all__:
         assert hasattr(uniflight_mp, name)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .coalesce import Coalesced
 from .codec import Codec, MsgpackCodec, RawCodec
 from .errors import (
     FlightTimeout,
     LeaderDied,
     LeaderPanicked,
+    ResultNotDecodable,
     ResultNotShareable,
+    ResultTooLarge,
     TableCorrupt,
     TableMismatch,
     TableUnavailable,
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncMerger",
+    "Coalesced",
     "Codec",
     "FlightInfo",
     "FlightTimeout",
@@ -40,7 +44,9 @@ __all__ = [
     "PerNuma",
     "PerProcess",
     "RawCodec",
+    "ResultNotDecodable",
     "ResultNotShareable",
+    "ResultTooLarge",
     "Role",
     "Scope",
     "Stats",

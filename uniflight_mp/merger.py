@@ -90,7 +90,8 @@ class Merger(BaseMerger):
             LeaderDied: ``max_takeovers`` was used up.
             TypeError: ``key`` cannot be a key; the text says which types can.
             RuntimeError: this thread already leads the same flight, or the Merger is closed.
-            ResultNotShareable, TableUnavailable: only with ``strict``.
+            ResultNotShareable (ResultTooLarge and ResultNotDecodable too), TableUnavailable: only
+                with ``strict``.
         """
         here = self if self._views is None else self._here()
         if _GEVENT in _modules and _is_patched():
