@@ -34,7 +34,9 @@ from uniflight_mp import (
     Scope,
     TableUnavailable,
     numa,
+    segment,
 )
+from uniflight_mp.segment import destroy
 from uniflight_mp.shmfile import path_of, segment_name
 
 SCOPES = [PerHost, PerNuma, PerProcess, PerCore]
@@ -609,6 +611,43 @@ def test_every_process_sees_the_flights_of_all_partitions(table_name, hands, unt
     assert hands.start(merger.forget, "key", where="spawned").result() is True
     assert as_tenant("one", merger.flight, "key", give, 1).role is Role.LEADER
     release.set()
+
+
+def destroy_after(function, name, who):
+    """Have the partition's table removed as soon as somebody has seen that it is there."""
+
+    def listing(*args):
+        found = function(*args)
+        destroy(segment_name(name, "PerTenant", who), name)
+        return found
+
+    return listing
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["open here", "open nowhere"])
+@pytest.mark.parametrize("ask", ["flights", "stats", "forget"])
+def test_a_table_that_is_destroyed_while_it_is_asked_is_not_made_again(
+    table_name, monkeypatch, ask, here
+):
+    merger = Merger(table_name, scope=PerTenant())
+    user = merger if here else Merger(table_name, scope=PerTenant())
+    assert as_tenant("one", user.execute, "key", give, 1) == 1
+    del user
+    listing = destroy_after(segment.find_segments, table_name, "one")
+    monkeypatch.setattr(segment, "find_segments", listing)
+    getattr(merger, ask)(*["key"] if ask == "forget" else [])
+    assert files(table_name) == ["@PerTenant@nobody", "@PerTenant@nobody~lock"]
+
+
+def test_a_file_with_a_name_that_no_partition_has_is_in_nobodys_way(table_name):
+    merger = Merger(table_name, scope=PerTenant())
+    assert merger.execute("key", give, 1) == 1
+    path = path_of(segment_name(table_name, "PerTenant", "nobody")) + " and nobody else"
+    Path(path).touch()
+    assert merger.flights() == []
+    assert merger.stats().leaders == 1
+    assert merger.forget("key") is False
+    os.unlink(path)
 
 
 def stand_in_the_way(name, partition):

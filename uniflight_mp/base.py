@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeGuard, TypeVar
 
 from .codec import Codec, MsgpackCodec, RawCodec, check_codec
@@ -26,8 +25,6 @@ from .errors import (
     ResultNotDecodable,
     ResultNotShareable,
     ResultTooLarge,
-    TableCorrupt,
-    TableMismatch,
     TableUnavailable,
     show,
     type_name,
@@ -39,7 +36,14 @@ from .options import UNSET, Options, Unset
 from .outcome import Outcome, Role
 from .results import MOST_BYTES, Extra, read_extra, read_extra_bytes, write_extra
 from .scopes import PerCore, PerHost, PerNuma, PerProcess, Scope, check_scope, is_divided
-from .segment import CARE_LOCK_SECONDS, PrivateSegment, Segment, open_segment, partitions
+from .segment import (
+    CARE_LOCK_SECONDS,
+    UNAVAILABLE,
+    PrivateSegment,
+    Segment,
+    existing_tables,
+    open_segment,
+)
 from .shmfile import check_name
 from .stats import FlightInfo, Stats, read_flights, read_stats
 
@@ -60,7 +64,6 @@ _ADVICE = {
 }
 
 
-_UNAVAILABLE = (TableUnavailable, TableMismatch, TableCorrupt, OSError, MemoryError)
 _RETRY_NS = 100_000_000  # before a partition whose table cannot be opened is tried again
 _NO_LIMIT_OF_ITS_OWN = 1 << 40  # bytes; for the codec: what holds is the table's result_bytes
 
@@ -300,8 +303,11 @@ class BaseMerger:
         now_ns = time.monotonic_ns()
         if now_ns >= self._retry_ns.get(partition, 0) or self._options.strict:
             try:
-                segment = self._open_segment(partition)
-            except _UNAVAILABLE as error:
+                # In the middle of a call, which must not hang for it.
+                segment = open_segment(
+                    self._name, self._scope, partition, self._limits, CARE_LOCK_SECONDS
+                )
+            except UNAVAILABLE as error:
                 if self._options.strict:
                     raise
                 self._retry_ns[partition] = now_ns + _RETRY_NS
@@ -312,23 +318,14 @@ class BaseMerger:
                 return view if views is None else views.setdefault(partition, view)
         return self._view(_segment=_NoSegment(home), _views=None)
 
-    def _open_segment(self, partition: str) -> Segment | PrivateSegment:
-        """Open a partition's table in the middle of a call, which must not hang for it."""
-        return open_segment(self._name, self._scope, partition, self._limits, CARE_LOCK_SECONDS)
-
     def _tables(self) -> list[Table]:
         """Return the tables of all partitions that have one."""
         home = self._segment.table
         if self._views is None:
             return [home]
-        tables = [home]
         # Not only those that this Merger has met: other processes may be in others.
-        for partition in partitions(self._name, self._scope):
-            with suppress(*_UNAVAILABLE):  # somebody else's file, or one that was just removed
-                table = self._open_segment(partition).table
-                if table is not home:
-                    tables.append(table)
-        return tables
+        tables = existing_tables(self._name, self._scope)
+        return [home, *(table for table in tables if not _is_same(table, home))]
 
     # ---- steps of a call ----------------------------------------------------------------
 
@@ -569,6 +566,10 @@ class BaseMerger:
         if self._options.on_timeout == "raise":
             raise FlightTimeout(key, self._options.timeout or 0.0, waited)
         return self._solo("timeout", table)
+
+
+def _is_same(one: Table, other: Table) -> bool:
+    return one is other or (one.path is not None and one.identity == other.identity)
 
 
 def _reason(status: int | None) -> str:

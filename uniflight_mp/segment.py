@@ -12,7 +12,8 @@ import errno
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import ClassVar, Final, NamedTuple
 
@@ -37,17 +38,20 @@ from .shmfile import (
 
 __all__ = [
     "CARE_LOCK_SECONDS",
+    "UNAVAILABLE",
     "PrivateSegment",
     "Reaped",
     "Segment",
     "attach_read_only",
     "destroy",
+    "existing_tables",
     "open_segment",
-    "partitions",
     "reap",
 ]
 
 CARE_LOCK_SECONDS: Final = 0.2  # inside somebody's call, which must not hang for our sake
+# Why a table cannot be opened at the moment, through no fault of the call that needs it.
+UNAVAILABLE: Final = (TableUnavailable, TableMismatch, TableCorrupt, OSError, MemoryError)
 
 
 def _attach(fd: int, segment: str, name: str, read_only: bool = False) -> Table:
@@ -309,21 +313,24 @@ def open_segment(
     return PrivateSegment.open(name, scope, partition, limits)
 
 
-def partitions(name: str, scope: Scope) -> list[str]:
-    """List the partitions of a scope that have a table: on the host, or in this process."""
+def existing_tables(name: str, scope: Scope) -> Iterator[Table]:
+    """Open the tables of a scope's partitions, on the host or in this process; make none.
+
+    Those that cannot be opened are left out: somebody else's, or removed at this moment.
+    """
     if not scope.shared:
         prefix = name + partition_suffix(scope_name(scope), "")
-        return [
-            what.removeprefix(prefix)
-            for what in list(PrivateSegment._opened)
-            if what.startswith(prefix)
-        ]
+        for what, opened in list(PrivateSegment._opened.items()):
+            if what.startswith(prefix):
+                yield opened.table
+        return
     prefix = segment_name(name, scope_name(scope), "")
-    return [
-        found.partition
-        for found in find_segments(name)
-        if found.segment == prefix + found.partition
-    ]
+    for found in find_segments(name):
+        if found.segment == prefix + found.partition:
+            with suppress(*UNAVAILABLE):
+                table = _attach_existing(found.segment, name)
+                if table is not None:
+                    yield table
 
 
 def _forget_lock_after_fork() -> None:
