@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import ctypes
+import itertools
 import os
 import pickle
 import re
 import struct
+import sys
 import threading
 import warnings
 from dataclasses import dataclass
@@ -525,7 +527,6 @@ print(merger.scope.partition(), merger.execute("key", int))
 
 def test_a_container_that_shows_no_nodes_has_what_the_kernel_says(table_name, on_cpu):
     import subprocess
-    import sys
 
     if os.geteuid() != 0:
         pytest.skip("no right to hide sysfs")
@@ -637,6 +638,30 @@ def test_a_table_that_is_destroyed_while_it_is_asked_is_not_made_again(
     monkeypatch.setattr(segment, "find_segments", listing)
     getattr(merger, ask)(*["key"] if ask == "forget" else [])
     assert files(table_name) == ["@PerTenant@nobody", "@PerTenant@nobody~lock"]
+
+
+def test_private_tables_are_counted_while_other_threads_open_theirs(table_name, hands):
+    scope = Says("home")
+    scope.shared = False
+    merger = Merger(table_name, scope=scope, limits=Limits(64, 64, 64))
+    over = threading.Event()
+
+    def open_tables():
+        for n in itertools.count():
+            if over.is_set():
+                return
+            scope._partition = f"p{n % 200}"
+            merger.with_options().execute("key", give, n)  # has a table until it is collected
+
+    hands.start(open_tables, where="threads")
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(3000):
+            merger.stats()
+    finally:
+        sys.setswitchinterval(interval)
+        over.set()
 
 
 def test_a_file_with_a_name_that_no_partition_has_is_in_nobodys_way(table_name):

@@ -320,8 +320,9 @@ def existing_tables(name: str, scope: Scope) -> Iterator[Table]:
     """
     if not scope.shared:
         prefix = name + partition_suffix(scope_name(scope), "")
-        for what, opened in list(PrivateSegment._opened.items()):
-            if what.startswith(prefix):
+        for known in PrivateSegment._opened.valuerefs():  # a copy: other threads open tables
+            opened = known() if known.key.startswith(prefix) else None
+            if opened is not None:
                 yield opened.table
         return
     prefix = segment_name(name, scope_name(scope), "")
