@@ -362,11 +362,35 @@ def test_a_caller_is_on_the_node_of_its_cpu(machine, nodes, on_cpu):
         assert scope.partition() == str(node)
 
 
-def test_a_cpu_that_came_online_later_is_on_some_node(machine, on_cpu):
+def test_a_cpu_that_no_node_lists_is_on_some_node(machine, on_cpu):
     scope = PerNuma(sysfs=machine({4: CPUS[0], 6: "900"}))
     for cpu in CPUS:
         on_cpu(cpu)
         assert scope.partition() in ("4", "6")
+
+
+@two_cpus
+@pytest.mark.parametrize("others", ["", "900"], ids=["the highest", "below the highest"])
+def test_a_cpu_that_comes_online_later_is_on_its_own_node(machine, on_cpu, others):
+    root = machine({4: CPUS[0], 6: others})
+    scope = PerNuma(sysfs=root)
+    cpulist = Path(root, "devices/system/node/node6/cpulist")
+    cpulist.write_text(",".join(filter(None, [str(CPUS[1]), others])))
+    on_cpu(CPUS[1])
+    assert scope.partition() == "6"
+    cpulist.unlink()  # from here on it is known
+    assert scope.partition() == "6"
+    on_cpu(CPUS[0])
+    assert scope.partition() == "4"
+
+
+@two_cpus
+def test_a_topology_that_contradicts_itself_later_is_no_error_in_a_call(machine, on_cpu):
+    root = machine({4: CPUS[0], 6: "900"})
+    scope = PerNuma(sysfs=root)
+    Path(root, "devices/system/node/node6/cpulist").write_text("nonsense")
+    on_cpu(CPUS[1])
+    assert scope.partition() == "4"
 
 
 @two_cpus

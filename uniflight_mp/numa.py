@@ -1,7 +1,7 @@
 """The NUMA nodes of this machine, as sysfs shows them, and memory that is bound to one.
 
 A CPU belongs to one node. A node may have no CPUs (memory only), or no memory; node numbers may
-have gaps, and CPUs may be offline, which sysfs leaves out.
+have gaps, and CPUs may be offline: sysfs leaves them out until they come online.
 """
 
 from __future__ import annotations
@@ -55,13 +55,8 @@ class Topology(NamedTuple):
             raise ValueError(f"{path}/has_memory names nodes that {path}/online does not")
         return cls(path, node_of, frozenset(with_memory))
 
-    def node_by_cpu(self) -> list[int]:
-        """Return the node of each CPU, offline ones given to that of any other."""
-        some = self.node_of_unknown_cpu() if self.node_of else 0
-        return [self.node_of.get(cpu, some) for cpu in range(max(self.node_of, default=-1) + 1)]
-
-    def node_of_unknown_cpu(self) -> int:
-        """Return the node of a caller on a CPU that has not been listed."""
+    def node_of_unlisted_cpu(self) -> int:
+        """Return the node of a caller that is on a CPU which no node has."""
         if self.path.startswith(SYSFS + "/"):
             return shm.node()
         return min(self.node_of.values())

@@ -6,6 +6,7 @@ memory, for all processes of the user on the host, or in private memory of the p
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -107,20 +108,32 @@ class PerNuma:
 
     sysfs: str = SYSFS
     _topology: Topology = field(init=False, repr=False, compare=False)
-    _by_cpu: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    _by_cpu: dict[int, str] = field(init=False, repr=False, compare=False)
     shared: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         topology = Topology.read(self.sysfs)
         object.__setattr__(self, "_topology", topology)
-        object.__setattr__(self, "_by_cpu", tuple(map(_number, topology.node_by_cpu())))
+        by_cpu = {cpu: _number(node) for cpu, node in topology.node_of.items()}
+        object.__setattr__(self, "_by_cpu", by_cpu)
 
     def partition(self) -> str:
         """Return the number of the node that the caller is on."""
-        try:
-            return self._by_cpu[shm.cpu()]
-        except IndexError:  # came online since, or the kernel shows no nodes
-            return _number(self._topology.node_of_unknown_cpu())
+        cpu = shm.cpu()
+        return self._by_cpu.get(cpu) or self._look_up(cpu)
+
+    def _look_up(self, cpu: int) -> str:
+        """Name the node of a CPU that has come online since, or that nobody lists."""
+        topology = self._topology
+        if not topology.node_of:  # the kernel shows no nodes
+            return _number(topology.node_of_unlisted_cpu())
+        with suppress(ValueError):
+            topology = Topology.read(self.sysfs)
+        node = topology.node_of.get(cpu)
+        if node is None:
+            node = self._topology.node_of_unlisted_cpu()
+        name = self._by_cpu[cpu] = _number(node)  # looked up once
+        return name
 
     def bind(self, fd: int, size: int, partition: str) -> None:
         """Have a new segment's pages allocated on the partition's node, if it has memory."""
