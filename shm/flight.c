@@ -682,12 +682,13 @@ static enum uf_status takeover_locked(struct uf_table *table, const struct uf_ca
         return UF_PENDING;
     if (uf_sweep_locked(table, wakes->group, wakes) != UF_OK)
         return UF_DAMAGED;
+    /* Asked first: who moves risks no process, however many have died of this flight. */
+    if (find_newer_locked(table, flight->slot, &newer))
+        return move_locked(table, flight, newer, died, wakes);
     if (died && UF_LOAD(s->deaths) >= caller->max_takeovers) {
         give_up_locked(table, flight->slot, wakes);
         return UF_DONE;
     }
-    if (find_newer_locked(table, flight->slot, &newer))
-        return move_locked(table, flight, newer, died, wakes);
     /* First the cell, then the lead: whoever dies in between is no waiter any more, and
      * the repair that follows wakes the others. */
     if (uf_unlink_locked(table, flight->slot, flight->cell) != UF_OK)

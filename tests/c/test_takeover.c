@@ -395,6 +395,51 @@ static void a_waiter_can_move_to_a_flight_whose_leader_is_gone_too(void *unused)
     (void)unused;
 }
 
+static void waiters_of_a_sealed_flight_move_even_if_its_takeovers_are_used_up(void *unused)
+{
+    struct rig rig = rig_of(16);
+    struct uf_flight newer;
+    struct uf_remains remains;
+    struct uf_result result = value_of("new");
+    struct actor waiters[2] = {actor_process(&rig.table), actor_process(&rig.table)};
+    struct actor leader = leader_that_sealed(&rig, waiters, 2);
+    struct order order = order_of(ACT_TAKEOVER, "");
+    order.max_takeovers = 0;
+    CHECK_INT(rig_begin(&rig, "k", &newer), UF_LEADER);
+    actor_kill(&leader);
+    for (int i = 0; i < 2; i++) {
+        tell(&waiters[i], &order);
+        struct answer moved = hear(&waiters[i]);
+        CHECK_INT(moved.status, UF_PENDING);
+        CHECK_INT(moved.flight.slot, newer.slot);
+        CHECK_INT(moved.flight.takeovers, 0);
+    }
+    CHECK_INT(rig_finish(&rig, &newer, &result, &remains), UF_OK);
+    for (int i = 0; i < 2; i++) {
+        CHECK(strcmp(fetch(&waiters[i]), "new") == 0);
+        actor_exit(&waiters[i]);
+    }
+    rig_reap_and_end(&rig);
+    (void)unused;
+}
+
+static void waiters_of_a_sealed_flight_give_up_where_none_is_newer(void *unused)
+{
+    struct rig rig = rig_of(16);
+    struct actor waiter = actor_process(&rig.table);
+    struct actor leader = leader_that_sealed(&rig, &waiter, 1);
+    struct order order = order_of(ACT_TAKEOVER, "");
+    order.max_takeovers = 0;
+    actor_kill(&leader);
+    tell(&waiter, &order);
+    CHECK_INT(hear(&waiter).status, UF_DONE);
+    CHECK_INT(ask(&waiter, ACT_VIEW, "").kind, UF_PAYLOAD_DIED);
+    CHECK_INT(leave(&waiter).status, UF_OK);
+    actor_exit(&waiter);
+    rig_reap_and_end(&rig);
+    (void)unused;
+}
+
 static void a_sealed_flight_that_is_taken_over_takes_callers_again(void *unused)
 {
     struct rig rig = rig_of(16);
@@ -450,6 +495,8 @@ int main(void)
     RUN(a_forgotten_flight_can_be_taken_over_by_those_who_joined);
     RUN(waiters_of_a_sealed_flight_move_to_a_newer_one_when_its_leader_dies);
     RUN(a_waiter_can_move_to_a_flight_whose_leader_is_gone_too);
+    RUN(waiters_of_a_sealed_flight_move_even_if_its_takeovers_are_used_up);
+    RUN(waiters_of_a_sealed_flight_give_up_where_none_is_newer);
     RUN(a_sealed_flight_that_is_taken_over_takes_callers_again);
     RUN(a_forgotten_flights_waiters_do_not_move);
     return report();
