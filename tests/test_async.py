@@ -18,6 +18,7 @@ from uniflight_mp import (
     FlightTimeout,
     LeaderPanicked,
     Merger,
+    RawCodec,
     ResultNotShareable,
     Role,
 )
@@ -672,6 +673,37 @@ def test_the_decorator_keeps_signature_and_original(run, table_name):
         assert price.__name__ == "price"
         assert price.merger is merger
         assert await price.uncoalesced(1) == 2
+
+    run(main())
+
+
+class Stop(BaseException):
+    """Nothing that anybody catches by accident."""
+
+
+class Stopping(RawCodec):
+    def encode(self, value):
+        raise Stop
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("local", [0, 2])
+def test_a_leader_that_is_interrupted_while_it_encodes_is_replaced_elsewhere(
+    run, table_name, hands, local
+):
+    merger, other = AsyncMerger(table_name, codec=Stopping()), Merger(table_name)
+
+    async def main():
+        work = Work(value=object())
+        leader, *locals_ = await start(*(merger.flight("key", work) for _ in range(1 + local)))
+        call = hands.start(other.flight, "key", str, "successor", where="forked")
+        await soon(lambda: other.flights()[0].followers == 1)
+        work.released.set()
+        with pytest.raises(Stop):
+            await leader
+        assert [(await task).value for task in locals_] == [work.value] * local
+        outcome = await asyncio.to_thread(call.result)
+        assert (outcome.value, outcome.role) == ("successor", Role.LEADER)
 
     run(main())
 

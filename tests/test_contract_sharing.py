@@ -84,6 +84,48 @@ def test_of_an_unshareable_result_the_leader_keeps_its_own_and_processes_run_the
     assert merger.stats().solo["not_shareable"] == 2
 
 
+class Stop(BaseException):
+    """Nothing that anybody catches by accident."""
+
+
+def of_a_class_whose(method, error):
+    """Return an object whose class raises when it is looked up among the types of a codec."""
+
+    def answer(cls, *_):
+        raise error
+
+    body = {"__hash__": lambda cls: hash(list), method: answer}
+    return type("Meta", (type,), body)("Odd", (), {})()
+
+
+@pytest.mark.parametrize("method", ["__hash__", "__eq__"])
+def test_a_result_whose_class_raises_when_it_is_looked_up_is_not_shareable(
+    merger, processes, leading, followed, method
+):
+    value = [of_a_class_whose(method, ZeroDivisionError("no"))]
+    leader = leading(merger, "key")
+    call = processes.start(merger.flight, "key", give, 1)
+    followed(merger)
+    with pytest.warns(RuntimeWarning, match=r"ZeroDivisionError\('no'\)"):
+        assert leader.outcome(value).value is value
+    assert call.result().role is Role.SOLO
+    assert merger.stats().solo["not_shareable"] == 1
+
+
+@pytest.mark.parametrize("method", ["__hash__", "__eq__"])
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_leader_that_is_interrupted_while_it_encodes_is_replaced(
+    merger, processes, leading, followed, method, strict
+):
+    leader = leading(merger.with_options(strict=strict), "key")
+    call = processes.start(merger.flight, "key", give, 1)
+    followed(merger)
+    assert type(leader.finish(of_a_class_whose(method, Stop())).error()) is Stop
+    outcome = call.result()
+    assert (outcome.value, outcome.role, outcome.takeovers) == (1, Role.LEADER, 1)
+    assert merger.flight("key", give, 2).role is Role.LEADER
+
+
 @pytest.mark.shared
 def test_where_warnings_are_errors_results_are_the_same(
     merger, processes, leading, followed, monkeypatch
