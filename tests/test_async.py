@@ -686,6 +686,24 @@ class Stopping(RawCodec):
         raise Stop
 
 
+class Disguised(Stop):
+    __class__ = property(lambda self: ValueError)
+
+
+def test_an_interruption_is_one_whatever_it_says_its_class_is(run, table_name):
+    async def main():
+        merger = AsyncMerger(table_name)
+        work, successor = Work(error=Disguised()), Work(value=1)
+        leader, follower = await start(merger.execute("key", work), merger.flight("key", successor))
+        work.released.set()
+        successor.released.set()
+        with pytest.raises(Disguised):
+            await leader
+        assert (await follower).role is Role.LEADER
+
+    run(main())
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize("local", [0, 2])
 def test_a_leader_that_is_interrupted_while_it_encodes_is_replaced_elsewhere(

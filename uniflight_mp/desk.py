@@ -234,7 +234,7 @@ class Desk:
         self, flight: LocalFlight, merger: BaseMerger, lead: Lead, error: BaseException
     ) -> None:
         """End the flight with an Exception; with anything else, let another one lead."""
-        if not isinstance(error, Exception):
+        if not issubclass(type(error), Exception):  # whatever its __class__ says, as in except
             self._hand_over(flight, lead)
             return
         self._close(flight)
