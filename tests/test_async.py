@@ -618,6 +618,60 @@ def test_a_plain_function_is_refused_with_the_right_call_in_the_text(run, table_
     run(main())
 
 
+class Lazy:
+    """Evaluates itself when it is asked for anything, and cannot here."""
+
+    __class__ = property(lambda self: 1 / 0)
+
+    def __getattr__(self, name):
+        raise LookupError(name)
+
+
+class Forwarding:
+    """Has what the object behind it has, but not for `await`, which asks the type."""
+
+    def __getattr__(self, name):
+        return getattr(asyncio.sleep(0), name)
+
+
+class LazyAwaitable(Lazy):
+    def __await__(self):
+        return asyncio.sleep(0, "value").__await__()
+
+
+class Unprintable:
+    def __repr__(self):
+        raise LookupError
+
+    def __call__(self):
+        return 1
+
+
+@pytest.mark.parametrize(
+    "function", [Lazy, Forwarding, Unprintable()], ids=["lazy", "forwarding", "func"]
+)
+@pytest.mark.parametrize("method", ["execute", "flight"])
+def test_what_await_would_refuse_is_refused_whatever_it_says_of_itself(
+    run, table_name, function, method
+):
+    async def main():
+        merger = AsyncMerger(table_name)
+        with pytest.raises(TypeError, match=r"returned [\w.]+\. Use Merger for plain functions"):
+            await getattr(merger, method)("key", function)
+        assert merger.flights() == []
+
+    run(main())
+
+
+def test_what_await_takes_is_taken_whatever_it_says_of_itself(run, table_name):
+    async def main():
+        merger = AsyncMerger(table_name)
+        assert await merger.execute("key", LazyAwaitable) == "value"
+        assert (await merger.flight("key", LazyAwaitable)).value == "value"
+
+    run(main())
+
+
 def test_a_coroutine_function_is_refused_by_the_sync_merger(table_name):
     async def function():
         return 1

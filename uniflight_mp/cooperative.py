@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 from .base import BaseMerger, Landed, Solo
 from .core import Lead
 from .desk import RETRY, Desk, LocalFlight, Ticket
-from .errors import type_name
+from .errors import show, type_name
 from .outcome import Outcome, Role
 
 __all__ = ["awaitable", "drive", "resume"]
@@ -103,11 +103,12 @@ def _expire(ticket: Ticket) -> None:
 
 def awaitable(result: Awaitable[T], func: object) -> Awaitable[T]:
     """Return what a function returned, or say which Merger is for functions like it."""
-    if result.__class__ is CoroutineType or hasattr(result, "__await__"):
+    kind = type(result)  # as `await` does; its __class__ and attributes may be those of a proxy
+    if kind is CoroutineType or hasattr(kind, "__await__"):
         return result
     raise TypeError(
-        f"AsyncMerger needs a function that returns an awaitable, and {func!r} returned "
-        f"{type_name(type(result))}. Use Merger for plain functions, or pass asyncio.to_thread "
+        f"AsyncMerger needs a function that returns an awaitable, and {show(func)} returned "
+        f"{type_name(kind)}. Use Merger for plain functions, or pass asyncio.to_thread "
         "with the function as its first argument"
     )
 
