@@ -6,12 +6,12 @@
 #include "flight.h"
 
 /* The first waiter of a flight watches its leader. A thread has the kernel end its sleep when
- * the leader ends (watch.h), and looks now and then for what is no death: a leader that was
- * stopped between its last write and its posts, or that gave up without the lock. Where the
- * kernel cannot do that, and in event loops, the first waiter looks every 1% of the flight's age
- * within bounds: a young flight is taken over in a millisecond, an old one costs at most a
- * hundred looks a second. The other waiters look rarely, for the case that the leader and the
- * first waiter died together. */
+ * the leader ends (watch.h), tens of microseconds later, and looks now and then for what is no
+ * death: a leader that was stopped between its last write and its posts, or that gave up without
+ * the lock. Where the kernel cannot do that, and in event loops, the first waiter finds a death by
+ * looking, every 1% of the flight's age within bounds: after less than a millisecond in a young
+ * flight, at a hundred looks a second at most in an old one. The other waiters look rarely, for
+ * the case that the leader and the first waiter died together. */
 #define UF_WATCH_BACKSTOP_NS UINT64_C(50000000)
 #define UF_WATCH_MIN_NS UINT64_C(500000)
 #define UF_WATCH_MAX_NS UINT64_C(10000000)

@@ -37,7 +37,7 @@ from .keys import encode_key
 __all__ = ["RETRY", "Desk", "LocalFlight", "Reactor", "Retry", "Ticket", "Timer", "desk_of"]
 
 _ADDRESS: Final = b"\0uniflight-"
-_FIRST_LOOK: Final = 0.0005  # seconds; as the first waiter of a young flight
+_FIRST_LOOK: Final = 0.0005  # seconds; UF_WATCH_MIN_NS of shm/wait.h
 _DEAF_LOOK: Final = 0.005  # seconds between two looks where there is no descriptor for a bell
 # Looking at one flight takes about 0.4 us, as its memory has left the caches in the meantime. With
 # so many seconds between two looks for each that is waited for, a loop spends less than a percent

@@ -242,7 +242,7 @@ static void whoever_becomes_responsible_for_an_orphan_is_posted_and_nobody_else(
     (void)unused;
 }
 
-/* Only the first waiter looks at the leader often. */
+/* The others look rarely. */
 static void whoever_becomes_the_first_waiter_is_posted_to_watch_the_leader(void *unused)
 {
     struct rig rig = rig_of(16);
