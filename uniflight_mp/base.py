@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, TypeGuard, TypeVar
 
 from .codec import Codec, MsgpackCodec, RawCodec, check_codec
 from .core import Follow, Lead, Table, give_back, shm
@@ -50,7 +50,7 @@ from .stats import FlightInfo, Stats, read_flights, read_stats
 if TYPE_CHECKING:  # takes longer to import than all of this package
     from concurrent.futures import Executor
 
-__all__ = ["BaseMerger", "Landed", "Solo"]
+__all__ = ["BaseMerger", "Begun", "Landed", "Solo"]
 
 Self = TypeVar("Self", bound="BaseMerger")
 
@@ -72,6 +72,10 @@ class Solo(NamedTuple):
     """Why a call runs its function alone; one of ``Stats.solo``."""
 
     reason: str
+
+
+Begun: TypeAlias = Lead | Follow | Solo | int | None
+"""What a table answers to a call that begins; a number or None is a case for ``_enter``."""
 
 
 class Landed(NamedTuple):
@@ -329,14 +333,12 @@ class BaseMerger:
 
     # ---- steps of a call ----------------------------------------------------------------
 
-    def _begin(self, key: object, *doorbell: bytes) -> Lead | Follow | Solo | int | None:
-        """Ask the table once: mostly a Lead or a Follow, else a case for ``_enter``."""
+    def _begin(self, key: object, *doorbell: bytes) -> Begun:
+        """Ask the table once: mostly a Lead or a Follow."""
         options = self._options
         return self._segment.table.begin(key, options.lease_ns, options.max_takeovers, *doorbell)
 
-    def _enter(
-        self, key: object, step: Lead | Follow | Solo | int | None, *doorbell: bytes
-    ) -> Lead | Follow | Solo:
+    def _enter(self, key: object, step: Begun, *doorbell: bytes) -> Lead | Follow | Solo:
         """Make of the answer of ``_begin`` what the call is to do: lead, follow or run alone.
 
         Raises:

@@ -29,7 +29,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Protocol
 
-from .base import BaseMerger, Landed, Solo
+from .base import BaseMerger, Begun, Landed, Solo
 from .core import Follow, Lead, Table, give_back, shm
 from .errors import show
 from .keys import encode_key
@@ -144,7 +144,7 @@ class Desk:
                     )
                 return flight, self._join(flight, merger)
             del self._flights[name]
-        step: Lead | Follow | Solo | int | None = None
+        step: Begun = None
         try:
             options, table = merger._options, merger._segment.table
             step = table.begin(key, options.lease_ns, options.max_takeovers, self._doorbell)

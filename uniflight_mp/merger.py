@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
-from .base import BaseMerger, Solo
+from .base import BaseMerger, Begun, Solo
 from .coalesce import Coalesced, KeyMaker, wrap
 from .core import Follow, Lead, give_back, shm
 from .errors import show
@@ -231,7 +231,7 @@ class Merger(BaseMerger):
     def _resume(
         self,
         key: object,
-        begun: Lead | Follow | Solo | int | None,
+        begun: Begun,
         func: Callable[..., T],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
