@@ -308,6 +308,29 @@ def test_tasks_whose_leader_is_theirs_have_its_value_though_the_table_is_damaged
     run(new_loop(), main())
 
 
+@pytest.mark.parametrize("what", ["forgotten", "damaged"])
+def test_followers_of_a_leader_with_a_lease_keep_their_flight_until_it_is_over(
+    new_loop, table_name, what
+):
+    async def main():
+        merger, go = AsyncMerger(table_name, lease=BOUND), asyncio.Event()
+
+        async def value():
+            await go.wait()
+            return "value"
+
+        tasks = await start(merger.execute("key", value), merger.execute("key", never))
+        if what == "forgotten":
+            assert merger.forget("key") is True
+        else:
+            merger._segment.table.damage()
+        merger._desk()._look()
+        go.set()
+        assert await asyncio.gather(*tasks) == ["value"] * 2
+
+    run(new_loop(), main())
+
+
 # ---- what a process runs out of, and forks ----------------------------------------------
 
 

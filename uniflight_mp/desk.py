@@ -386,10 +386,11 @@ class Desk:
         """Send those away whose leader of this loop is overdue; return the ns to the next."""
         delay_ns, now_ns = 1 << 62, time.monotonic_ns()
         for flight in list(self._leased):
-            if not flight.is_joinable():
-                self._settle(flight, RETRY)  # its leader is overdue, or was superseded
-            elif flight.due_ns is not None:
-                delay_ns = min(delay_ns, max(flight.due_ns - now_ns, 0))
+            rest_ns = (flight.due_ns or 0) - now_ns
+            if rest_ns <= 0:
+                self._settle(flight, RETRY)  # its leader is overdue; another may lead by now
+            else:
+                delay_ns = min(delay_ns, rest_ns)
         return delay_ns
 
     def _look_soon(self) -> None:
