@@ -253,6 +253,28 @@ def test_a_merger_does_not_keep_the_loops_that_used_it(new_loop, table_name):
     assert gone() is None
 
 
+def test_a_call_under_way_is_joined_through_a_new_merger_when_its_own_is_closed(
+    new_loop, table_name
+):
+    async def main():
+        merger, go = AsyncMerger(table_name), asyncio.Event()
+
+        async def value():
+            await go.wait()
+            return "value"
+
+        (leader,) = await start(merger.execute("key", value))
+        merger.close()
+        del merger
+        gc.collect()
+        with AsyncMerger(table_name) as merger:
+            (follower,) = await start(merger.execute("key", never))
+            go.set()
+            assert await asyncio.gather(leader, follower) == ["value"] * 2
+
+    run(new_loop(), main())
+
+
 # ---- tables that end badly --------------------------------------------------------------
 
 

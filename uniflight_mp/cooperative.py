@@ -48,11 +48,11 @@ async def resume(
                 flight, step = desk.enter(merger, key)
                 entered = step
             elif isinstance(step, Landed):
-                step = merger._deliver(step, key, waited, flight.table)
+                step = merger._deliver(step, key, waited, flight.segment.table)
                 if isinstance(step, Outcome):
                     return step
             elif step is _EXPIRED:
-                step = merger._timed_out(key, waited, flight.table)
+                step = merger._timed_out(key, waited, flight.segment.table)
             else:
                 entered = step
                 step = await _wait(merger, desk, flight, step, waited)

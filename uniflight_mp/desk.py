@@ -30,7 +30,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from .base import BaseMerger, Begun, Landed, Solo
-from .core import Follow, Lead, Table, give_back, shm
+from .core import Follow, Lead, give_back, shm
 from .errors import show
 from .keys import encode_key
 
@@ -89,11 +89,12 @@ _NOBODY: Final[dict[Any, Any]] = {}  # of a flight that nobody has joined; stays
 class LocalFlight:
     """One flight, as far as one loop is concerned: led from here, or waited for from here."""
 
-    __slots__ = ("caller", "due_ns", "follow", "is_entered", "lead", "name", "table", "tickets")
+    __slots__ = ("caller", "due_ns", "follow", "is_entered", "lead", "name", "segment", "tickets")
 
-    def __init__(self, name: object, table: Table, lead: Lead | None, caller: object) -> None:
+    def __init__(self, name: object, segment: Any, lead: Lead | None, caller: object) -> None:
         self.name = name
-        self.table = table  # kept while its Merger may be closed
+        # Kept while its Merger may be closed: the next Merger of that name is to find this desk.
+        self.segment = segment
         self.lead = lead
         self.follow: Follow | None = None
         self.caller = caller  # the task that leads, or the ticket of one that is going to
@@ -146,19 +147,19 @@ class Desk:
             del self._flights[name]
         step: Begun = None
         try:
-            options, table = merger._options, merger._segment.table
-            step = table.begin(key, options.lease_ns, options.max_takeovers, self._doorbell)
+            options, segment = merger._options, merger._segment
+            step = segment.table.begin(key, options.lease_ns, options.max_takeovers, self._doorbell)
             if step.__class__ is not Lead:
                 step = merger._enter(key, step, self._doorbell)
                 if isinstance(step, Solo):
-                    return LocalFlight(name, table, None, None), step
+                    return LocalFlight(name, segment, None, None), step
                 if isinstance(step, Follow):
-                    flight = self._flights[name] = LocalFlight(name, table, None, None)
+                    flight = self._flights[name] = LocalFlight(name, segment, None, None)
                     flight.follow = step
                     self._followed[step] = flight  # from here on _act looks after it
                     self._listen()
                     return flight, self._join(flight, merger)
-            flight = self._flights[name] = LocalFlight(name, table, step, self.reactor.caller())
+            flight = self._flights[name] = LocalFlight(name, segment, step, self.reactor.caller())
             if options.lease_ns is not None:
                 flight.due_ns = time.monotonic_ns() + options.lease_ns
             flight.is_entered = True
