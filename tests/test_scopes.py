@@ -727,6 +727,8 @@ def test_calls_run_alone_where_a_partitions_table_cannot_be_opened(table_name):
         warnings.simplefilter("ignore")
         home = Merger(table_name, scope=PerTenant())
     assert home.stats().solo["unavailable"] == 5
+    with pytest.raises(TypeError, match="which no key can have"):
+        as_tenant("one", merger.execute, ["key"], never)
     with pytest.raises(TableUnavailable, match="cannot be opened"):
         as_tenant("one", merger.with_options(strict=True).execute, "key", never)
     with pytest.raises(TableUnavailable):

@@ -31,6 +31,7 @@ from .errors import (
     warn,
 )
 from .failure import decode_failure, encode_failure
+from .keys import encode_key
 from .limits import Limits
 from .options import UNSET, Options, Unset
 from .outcome import Outcome, Role
@@ -130,7 +131,8 @@ class _NoSegment:
         self._home = home
         self.table: Any = self
 
-    def begin(self, *_: object) -> Solo:
+    def begin(self, key: object, *_: object) -> Solo:
+        encode_key(key)  # what cannot be a key is an error here, too
         self._home.count_solo(shm.SOLO_REASONS.index("unavailable"))
         return Solo("unavailable")
 
