@@ -804,7 +804,7 @@ static PyObject *table_is_current(Table *self, PyObject *args)
     return PyBool_FromLong(uf_is_current(&self->mapping->table, slot, epoch));
 }
 
-/* take_leaked() -> bool: whether extra segments may lie about; says so to one caller only. */
+/* take_leaked() -> bool: the same as `leaked`; says so to one caller only. */
 static PyObject *table_take_leaked(Table *self, PyObject *Py_UNUSED(unused))
 {
     if (!writable(self))
@@ -823,6 +823,11 @@ static PyObject *table_damage(Table *self, PyObject *Py_UNUSED(unused))
 static PyObject *table_damaged(Table *self, void *Py_UNUSED(closure))
 {
     return PyBool_FromLong(uf_is_damaged(&self->mapping->table));
+}
+
+static PyObject *table_leaked(Table *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong((long)UF_LOAD(self->mapping->table.header->leaked));
 }
 
 static PyObject *table_identity(Table *self, void *Py_UNUSED(closure))
@@ -857,6 +862,7 @@ static PyMethodDef table_methods[] = {
 
 static PyGetSetDef table_getset[] = {
     {"damaged", (getter)table_damaged, NULL, PyDoc_STR("Whether it was given up."), NULL},
+    {"leaked", (getter)table_leaked, NULL, PyDoc_STR("Whether extra segments may lie about."), NULL},
     {"path", (getter)table_path, NULL, PyDoc_STR("Path of the segment's file, or None."), NULL},
     {"identity", (getter)table_identity, NULL, PyDoc_STR("(device, inode) of the segment."), NULL},
     {NULL, NULL, NULL, NULL, NULL}};

@@ -11,7 +11,7 @@ import pytest
 
 from uniflight_mp import Merger, Role, TableMismatch, TableUnavailable
 from uniflight_mp.segment import Segment, destroy
-from uniflight_mp.shmfile import path_of, segment_name
+from uniflight_mp.shmfile import locked, path_of, segment_name
 
 NOBODY = 65534
 
@@ -336,6 +336,24 @@ def test_a_call_whose_care_took_long_does_not_run_alone(table_name, monkeypatch)
         monkeypatch.setattr(Segment, "care", lambda self: time.sleep(0.3))
         time.sleep(0.3)  # until the table is looked after again
         assert merger.flight("key", int).role is Role.LEADER
+
+
+def test_leftovers_are_removed_later_if_the_lock_is_held(table_name, hands, followed, until):
+    merger = Merger(table_name)
+    leader = hands.start(merger.execute, "key", time.sleep, 60, where="forked")
+    until(merger.flights)
+    follower = hands.start(merger.execute, "key", give, 1, where="threads")
+    followed(merger)
+    leader.kill()
+    assert follower.result() == 1
+    held = merger._segment
+    leftover = path_of(f"{held.segment}~r{held.table.identity[1]:x}.0.99")
+    plain_file(leftover)
+    with locked(held.segment, table_name):
+        held.care()
+    assert os.path.exists(leftover)
+    held.care()
+    assert not os.path.exists(leftover)
 
 
 def test_a_new_merger_of_a_destroyed_table_meets_those_of_other_processes(

@@ -244,9 +244,10 @@ class Segment:
                 self.segment, self.name, self.limits, self.bind, CARE_LOCK_SECONDS
             )
             return True
-        if self.table.take_leaked():
-            with locked(self.segment, self.name, CARE_LOCK_SECONDS):
-                reap_results(self.table, self.segment)
+        if self.table.leaked:
+            with locked(self.segment, self.name, 0):  # if it is held, a later call comes here again
+                if self.table.take_leaked():
+                    reap_results(self.table, self.segment)
         return False
 
     def _is_replaced(self) -> bool:
