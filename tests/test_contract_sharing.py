@@ -237,6 +237,31 @@ def test_a_strict_follower_that_cannot_decode_raises(table_name, hands, leading,
     assert "Price" in str(error)
 
 
+class Unspeakable(Exception):
+    def __str__(self):
+        raise LookupError
+
+
+class Refusing(RawCodec):
+    def decode(self, payload):
+        raise Unspeakable
+
+
+def test_a_codec_whose_error_cannot_be_shown_cannot_decode_all_the_same(
+    table_name, processes, leading, followed
+):
+    merger = Merger(table_name, codec=Refusing())
+    leader = leading(merger, "key")
+    relaxed = processes.start(flight_and_warnings, merger, "key", give, "own")
+    strict = processes.start(merger.with_options(strict=True).flight, "key", never)
+    followed(merger, 2)
+    leader.finish(b"value")
+    outcome, texts = relaxed.result()
+    assert (outcome.value, outcome.role) == ("own", Role.SOLO)
+    assert "Unspeakable" in texts[0]
+    assert type(strict.error()) is ResultNotDecodable
+
+
 def test_registered_classes_travel_with_their_types(table_name, processes, leading, followed):
     merger = deploy(table_name, Price)
     leader = leading(merger, "key")

@@ -26,6 +26,8 @@ from .errors import (
     ResultNotShareable,
     ResultTooLarge,
     TableUnavailable,
+    attempt,
+    clip,
     show,
     type_name,
     warn,
@@ -519,7 +521,8 @@ class BaseMerger:
         return {"solo": "damaged"}
 
     def _not_decodable(self, error: Exception, leader_pid: int) -> ResultNotShareable:
-        detail = f"published by pid {leader_pid}, read by pid {os.getpid()}: {error}"
+        text = attempt(lambda: clip(str(error), 500), show(error))  # of the user's codec
+        detail = f"published by pid {leader_pid}, read by pid {os.getpid()}: {text}"
         problem = ResultNotDecodable("result", "$", detail)
         problem.__cause__ = error
         if not self._options.strict:
