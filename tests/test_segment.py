@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from uniflight_mp import Merger, Role, TableMismatch, TableUnavailable
+from uniflight_mp import Merger, Role, TableMismatch, TableUnavailable, segment
 from uniflight_mp.segment import Segment, destroy
 from uniflight_mp.shmfile import locked, path_of, segment_name
 
@@ -336,6 +336,25 @@ def test_a_call_whose_care_took_long_does_not_run_alone(table_name, monkeypatch)
         monkeypatch.setattr(Segment, "care", lambda self: time.sleep(0.3))
         time.sleep(0.3)  # until the table is looked after again
         assert merger.flight("key", int).role is Role.LEADER
+
+
+@pytest.mark.parametrize(
+    ("kind", "step"), [("per_host", "_open_table"), ("per_process", "_numbers")]
+)
+def test_a_table_that_is_opened_while_it_is_being_opened_is_one(
+    table_name, monkeypatch, kind, step
+):
+    """By a signal handler of the same thread, or by another greenlet."""
+    make, function, opened = getattr(Merger, kind), getattr(segment, step), []
+
+    def interrupted(*args):
+        monkeypatch.setattr(segment, step, function)
+        opened.append(make(table_name))
+        return function(*args)
+
+    monkeypatch.setattr(segment, step, interrupted)
+    opened.append(make(table_name))
+    assert opened[0]._segment is opened[1]._segment
 
 
 def test_leftovers_are_removed_later_if_the_lock_is_held(table_name, hands, followed, until):

@@ -216,7 +216,8 @@ class Segment:
         with cls._lock:
             opened = cls._opened.get(segment)
             if opened is None:
-                opened = cls._opened[segment] = cls(segment, name, limits, bind, seconds)
+                opened = cls(segment, name, limits, bind, seconds)
+                opened = cls._opened.setdefault(segment, opened)  # a signal handler's, perhaps
             else:
                 opened.care()  # it may have been removed, and made anew by others
                 _warn_of_other_limits(opened.table, name, limits)
@@ -285,7 +286,7 @@ class PrivateSegment:
         with Segment._lock:
             opened = cls._opened.get(what)
             if opened is None:
-                opened = cls._opened[what] = cls(limits)
+                opened = cls._opened.setdefault(what, cls(limits))
             else:
                 _warn_of_other_limits(opened.table, name, limits)
         return opened
