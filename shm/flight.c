@@ -613,14 +613,14 @@ static enum uf_status leave_locked(struct uf_table *table, const struct uf_fligh
         return UF_DAMAGED;
     UF_ADD(group->timeouts, how == UF_LEAVING_TIMED_OUT ? 1 : 0);
     UF_ADD(group->followers, done && how == UF_LEAVING_SERVED ? 1 : 0);
-    if (done) {
+    if (done)
         release_value_locked(table, flight->slot, remains);
-        wake_next_locked(table, wakes, s);
-    }
     /* Successors that are dead would never pass the word on, nor free the slot. */
     if ((was_first || done) &&
         uf_drop_dead_locked(table, flight->slot, UF_TO_FIRST_ALIVE) != UF_OK)
         return UF_DAMAGED;
+    if (done) /* not before: a post to the dead would be the last */
+        wake_next_locked(table, wakes, s);
     settle_locked(table, flight->slot, was_first, wakes, remains);
     return UF_OK;
 }

@@ -43,8 +43,7 @@ _DEAF_LOOK: Final = 0.005  # seconds between two looks where there is no descrip
 # so many seconds between two looks for each that is waited for, a loop spends less than a percent
 # of a core on looking, however many they are.
 _REST: Final = 0.00005
-
-
+_OVERDUE: Final = 1.0  # seconds
 # Signals can come faster than a busy machine handles them: so many in a row strike one clean-up.
 _STRIKES: Final = 5
 
@@ -126,6 +125,7 @@ class Desk:
         self._doorbell = secrets.token_bytes(shm.DOORBELL_BYTES)
         self._socket: socket.socket | None = None  # only while a shared flight is waited for
         self._timer: Timer | None = None
+        self._look_at = 0.0  # when the timer is due
 
     # ---- for callers --------------------------------------------------------------------
 
@@ -346,9 +346,9 @@ class Desk:
 
         ``bell``: the descriptor, if it was rung.
         """
-        self._timer, delay = None, _FIRST_LOOK
-        follows = list(self._followed)
+        delay = _FIRST_LOOK
         try:
+            follows = list(self._followed)
             ready, delay_ns = shm.look(follows, bell)
             for index in ready:
                 flight = self._followed.get(follows[index])
@@ -396,12 +396,17 @@ class Desk:
 
     def _look_soon(self) -> None:
         """Look at a new flight sooner than what the timer may be set to."""
-        self._set_timer(_FIRST_LOOK)
+        rest = self._look_at - time.monotonic()
+        # A loop that comes to new flights all the time must not put off its looks for them. One that
+        # is long overdue will not come: a signal handler has raised as it began.
+        if self._timer is None or not -_OVERDUE < rest <= _FIRST_LOOK:
+            self._set_timer(_FIRST_LOOK)
 
     def _set_timer(self, seconds: float) -> None:
         self._stop_timer()
         if (self._followed or self._leased) and not self.reactor.is_closed():
             self._timer = self.reactor.call_later(seconds, self._look)
+            self._look_at = time.monotonic() + seconds
 
     def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None
@@ -447,10 +452,8 @@ class Desk:
             self._doorbell = secrets.token_bytes(shm.DOORBELL_BYTES)
 
     def _rung(self) -> None:
-        bell = self._socket
-        if bell is not None:
-            self._stop_timer()
-            self._look(bell.fileno())
+        if self._socket is not None:
+            self._look(self._socket.fileno())
 
     # ---- desks that outlived something --------------------------------------------------
 
