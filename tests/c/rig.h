@@ -68,12 +68,17 @@ static inline struct uf_totals totals_of(struct rig *rig)
     return totals;
 }
 
+static inline sem_t *semaphore_of(struct rig *rig, const struct answer *joined)
+{
+    uint32_t group = uf_group_of(joined->flight.slot);
+    return &uf_cell(&rig->table, group, joined->flight.cell)->semaphore;
+}
+
 /* Posts that wait for a follower, who does not sleep. */
 static inline int tokens(struct rig *rig, const struct answer *joined)
 {
     int count;
-    uint32_t group = uf_group_of(joined->flight.slot);
-    CHECK(sem_getvalue(&uf_cell(&rig->table, group, joined->flight.cell)->semaphore, &count) == 0);
+    CHECK(sem_getvalue(semaphore_of(rig, joined), &count) == 0);
     return count;
 }
 

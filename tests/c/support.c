@@ -82,6 +82,39 @@ void check_empty(struct uf_table *table)
         CHECK_INT(UF_LOAD(uf_group(table, i)->attached), 0);
 }
 
+/* ---- processes that sleep --------------------------------------------------------- */
+
+unsigned int sleepers_of(sem_t *semaphore)
+{
+    return UF_LOAD(((_Atomic unsigned int *)semaphore)[1]);
+}
+
+/* As the kernel has it in /proc/PID/stat: 'R' for running, 'S' for asleep ... */
+static char state_of(pid_t pid)
+{
+    char path[32], state = 0;
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    FILE *file = fopen(path, "r");
+    CHECK(file != NULL);
+    CHECK(fscanf(file, "%*d (%*[^)]) %c", &state) == 1);
+    fclose(file);
+    return state;
+}
+
+void await_sleep_on(sem_t *semaphore, pid_t pid)
+{
+    uint64_t end_ns = uf_now_ns() + 20 * SECOND;
+    /* A sleeper is counted a little before it sleeps. */
+    while (sleepers_of(semaphore) == 0 || state_of(pid) != 'S') {
+        if (uf_now_ns() > end_ns) {
+            fprintf(stderr, "not within 20 s: process %d, of state '%c', sleeps on a semaphore\n",
+                    (int)pid, state_of(pid));
+            _exit(1);
+        }
+        usleep(1000);
+    }
+}
+
 /* ---- the actor's side ------------------------------------------------------------- */
 
 struct role {

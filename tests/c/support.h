@@ -74,6 +74,11 @@ struct actor {
     uint64_t owner;
 };
 
+/* glibc counts sleepers in the second half of a sem_t. */
+unsigned int sleepers_of(sem_t *semaphore);
+/* Waits until a process, which sleeps on nothing else meanwhile, sleeps on the semaphore. */
+void await_sleep_on(sem_t *semaphore, pid_t pid);
+
 /* An actor has claimed a thread record, and takes part in one flight at a time. */
 struct actor actor_process(struct uf_table *table);
 struct actor actor_process_unclaimed(struct uf_table *table);

@@ -19,12 +19,6 @@ static int value_of_semaphore(sem_t *semaphore)
     return value;
 }
 
-/* glibc counts sleepers in the second half of a sem_t. */
-static unsigned int sleepers_of(sem_t *semaphore)
-{
-    return ((unsigned int *)semaphore)[1];
-}
-
 /* Another process sleeps on `semaphore` and on `owner`'s life: it exits with 0 if it was woken
  * within ten seconds, and with 3 if it was not. */
 static pid_t watcher(struct uf_table *table, uint64_t owner, sem_t *semaphore)
@@ -40,13 +34,6 @@ static pid_t watcher(struct uf_table *table, uint64_t owner, sem_t *semaphore)
     _exit(uf_now_ns() < end_ns ? 0 : 3);
 }
 
-static void until_asleep(sem_t *semaphore)
-{
-    while (sleepers_of(semaphore) == 0)
-        usleep(1000);
-    usleep(20000);
-}
-
 static int end_of(pid_t child)
 {
     int status;
@@ -60,7 +47,7 @@ static void a_post_wakes_the_sleeper_and_is_taken(void *unused)
     sem_t *semaphore = shared_memory(sizeof *semaphore);
     CHECK(sem_init(semaphore, 1, 0) == 0);
     pid_t child = watcher(&rig.table, rig.me.owner, semaphore);
-    until_asleep(semaphore);
+    await_sleep_on(semaphore, child);
     CHECK(sem_post(semaphore) == 0);
     CHECK_INT(end_of(child), 0);
     CHECK_INT(value_of_semaphore(semaphore), 0);
@@ -138,7 +125,7 @@ static void the_end_of_the_thread_wakes_everybody_who_watches_it(void *unused)
         children[i] = watcher(&rig.table, leader.owner, &semaphores[i]);
     }
     for (int i = 0; i < WATCHERS; i++)
-        until_asleep(&semaphores[i]);
+        await_sleep_on(&semaphores[i], children[i]);
     actor_kill(&leader);
     for (int i = 0; i < WATCHERS; i++)
         CHECK_INT(end_of(children[i]), 0);
@@ -153,11 +140,11 @@ static void a_sleeper_that_is_killed_takes_nothing_with_it(void *unused)
     sem_t *semaphores = shared_memory(2 * sizeof *semaphores);
     CHECK(sem_init(&semaphores[0], 1, 0) == 0 && sem_init(&semaphores[1], 1, 0) == 0);
     pid_t one = watcher(&rig.table, leader.owner, &semaphores[0]);
-    until_asleep(&semaphores[0]);
+    await_sleep_on(&semaphores[0], one);
     CHECK(kill(one, SIGKILL) == 0);
     CHECK(WIFSIGNALED(end_of(one)));
     pid_t two = watcher(&rig.table, leader.owner, &semaphores[1]);
-    until_asleep(&semaphores[1]);
+    await_sleep_on(&semaphores[1], two);
     actor_kill(&leader);
     CHECK_INT(end_of(two), 0);
     rig_end(&rig);
@@ -225,9 +212,10 @@ static void where_the_kernel_cannot_watch_the_first_waiter_looks(void *unused)
     struct uf_watch watch;
     CHECK(!uf_watch_arm(&rig.table, rig.me.owner, &watch));
     CHECK_INT(begin(&leader, "k"), UF_LEADER);
-    CHECK_INT(begin(&follower, "k"), UF_FOLLOWER);
+    struct answer joined = ask(&follower, ACT_BEGIN, "k");
+    CHECK_INT(joined.status, UF_FOLLOWER);
     tell_wait(&follower, 10 * SECOND);
-    usleep(20000);
+    await_sleep_on(semaphore_of(&rig, &joined), follower.pid);
     actor_kill(&leader);
     CHECK_INT(hear(&follower).status, UF_LEADERLESS);
     CHECK_INT(take_over(&follower), UF_LEADER);
