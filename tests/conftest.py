@@ -23,7 +23,7 @@ import warnings
 
 import psutil
 import pytest
-from crew import Crew, Leader, Servers, wait_until
+from crew import Crew, Leader, Servers, wait_for_followers, wait_until
 
 SHM_DIR = "/dev/shm"
 SESSION = f"t{os.getpid():x}"
@@ -72,17 +72,7 @@ def until():
 @pytest.fixture
 def followed():
     """``followed(merger, n)``: wait until some flight has ``n`` followers, return its info."""
-
-    def wait(merger, followers=1, key=None):
-        def look():
-            for flight in merger.flights():
-                if flight.followers == followers and key in (None, flight.key):
-                    return flight
-            return None
-
-        return wait_until(look)
-
-    return wait
+    return wait_for_followers
 
 
 @pytest.fixture

@@ -19,16 +19,28 @@ import time
 BOUND = 30.0  # seconds; far above what anything here takes, so that only a hang reaches it
 
 
-def wait_until(condition, seconds=BOUND):
-    """Return the first true value of ``condition()``; fail after ``seconds``."""
+def wait_until(condition, seconds=BOUND, what=None):
+    """Return the first true value of ``condition()``; fail after ``seconds`` and say ``what``."""
     deadline = time.monotonic() + seconds
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds:g} s: {condition}")
+            raise AssertionError(f"not within {seconds:g} s: {what or condition}")
         time.sleep(0.001)
+
+
+def wait_for_followers(merger, followers=1, key=None):
+    """Wait until some flight, or that of ``key``, has so many followers; return its info."""
+
+    def look():
+        for flight in merger.flights():
+            if flight.followers == followers and key in (None, flight.key):
+                return flight
+        return None
+
+    return wait_until(look, what=f"{followers} followers of {key or 'some flight'}")
 
 
 def _run(function, args, kwargs):

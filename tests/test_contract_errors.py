@@ -12,6 +12,7 @@ import time
 import weakref
 
 import pytest
+from crew import wait_until
 
 from uniflight_mp import LeaderDied, LeaderPanicked, Merger, MsgpackCodec, Role, UniflightError
 
@@ -265,8 +266,7 @@ def test_a_flight_is_taken_over_when_the_leader_exits_or_becomes_another_program
 
 
 def wait_for_file(path, then):
-    while not path.exists():
-        time.sleep(0.001)
+    wait_until(path.exists)
     return then()
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 
 import pytest
+from crew import wait_for_followers, wait_until
 
 from uniflight_mp import Merger, Role
 
@@ -78,8 +79,7 @@ def test_parent_and_child_lead_and_follow_each_other(merger, hands, followed, un
 
 def lead_until_followed(merger):
     def function():
-        while merger.flights()[0].followers == 0:
-            time.sleep(0.001)
+        wait_for_followers(merger)
 
     return merger.flight("key", function).followers
 
@@ -313,16 +313,14 @@ def test_descriptors_of_followers_are_closed_after_big_results(merger, hands, le
 
 def lead_big(merger):
     def function():
-        while merger.flights()[0].followers == 0:
-            time.sleep(0.001)
+        wait_for_followers(merger)
         return bytes(100_000)
 
     merger.execute("key", function)
 
 
 def wait_for_big(merger):
-    while not merger.flights():
-        time.sleep(0.001)
+    wait_until(merger.flights)
     return merger.execute("key", never)
 
 

@@ -9,11 +9,11 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import time
 import warnings
 from pathlib import Path
 
 import pytest
+from crew import wait_for_followers
 
 from uniflight_mp import Merger, TableUnavailable, _shm
 from uniflight_mp.segment import destroy
@@ -92,13 +92,10 @@ def open_with_descriptors(name, free):
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_without_a_descriptor_calls_go_on_and_big_results_fall_back(
-    table_name, hands, leading, followed
-):
+def test_without_a_descriptor_calls_go_on_and_big_results_fall_back(table_name, hands, until):
     merger = Merger(table_name)
     leader = hands.start(lead_without_descriptors, merger, where="forked")
-    while not merger.flights():
-        time.sleep(0.001)
+    until(merger.flights)
     call = hands.start(merger.flight, "big", give, b"own", where="forked")
     assert call.result().value == b"own"
     assert leader.result() == (100_000, 1)
@@ -109,8 +106,7 @@ def lead_without_descriptors(merger):
     import posix_ipc  # noqa: F401  # a descriptor is needed to import
 
     def function():
-        while merger.flights()[0].followers == 0:
-            time.sleep(0.001)
+        wait_for_followers(merger)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
         return bytes(100_000)
 
@@ -136,25 +132,21 @@ def open_without_memory(name):
     Merger(name)
 
 
-def test_a_limit_on_the_size_of_files_is_an_error_at_once_or_a_fall_back(
-    table_name, hands, followed
-):
+def test_a_limit_on_the_size_of_files_is_an_error_at_once_or_a_fall_back(table_name, hands, until):
     small = hands.start(limited, resource.RLIMIT_FSIZE, 1 << 20, Merger, table_name, where="forked")
     error = small.error()
     assert isinstance(error, TableUnavailable)
     assert "smaller Limits" in str(error)
     merger = Merger(table_name)
     leader = hands.start(lead_with_small_files, merger, where="forked")
-    while not merger.flights():
-        time.sleep(0.001)
+    until(merger.flights)
     assert merger.flight("big", give, b"own").value == b"own"
     assert leader.result() == 100_000
 
 
 def lead_with_small_files(merger):
     def function():
-        while merger.flights()[0].followers == 0:
-            time.sleep(0.001)
+        wait_for_followers(merger)
         return bytes(100_000)
 
     warnings.simplefilter("ignore")

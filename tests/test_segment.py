@@ -8,6 +8,7 @@ import signal
 import time
 
 import pytest
+from crew import wait_for_followers
 
 from uniflight_mp import Merger, Role, TableMismatch, TableUnavailable, segment
 from uniflight_mp.segment import Segment, destroy
@@ -391,8 +392,7 @@ def test_a_new_merger_of_a_destroyed_table_meets_those_of_other_processes(
 
 def lead_for_long(name):
     def function():
-        while merger.flights()[0].followers == 0:
-            time.sleep(0.001)
+        wait_for_followers(merger)
         return "other"
 
     with Merger(name) as merger:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
-import time
 from fractions import Fraction
 
 import pytest
+from crew import wait_for_followers, wait_until
 
 import uniflight_mp
 from uniflight_mp import (
@@ -273,11 +273,8 @@ def test_followers_of_other_processes_finish_after_close(table_name, hands, foll
 
 def lead_with_large_result(merger):
     def function():
-        deadline = time.monotonic() + 30
-        while merger.flights()[0].followers == 0 and time.monotonic() < deadline:
-            time.sleep(0.001)  # until they have joined ...
-        while merger.stats().timeouts == 0 and time.monotonic() < deadline:
-            time.sleep(0.001)  # ... and one has given up
+        wait_until(lambda: merger.stats().timeouts, what="one of three has given up")
+        wait_for_followers(merger, 2)
         return "v" * 100_000
 
     merger.execute("key", function)
