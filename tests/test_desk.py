@@ -14,6 +14,7 @@ import time
 import weakref
 
 import pytest
+from crew import wait_for_followers
 
 from uniflight_mp import AsyncMerger, FlightTimeout, Limits, Merger, RawCodec, Role
 from uniflight_mp.segment import destroy, segment_name
@@ -528,9 +529,10 @@ class Stuck(RawCodec):
 def lead_and_get_stuck(name, pipe):
     def function():
         os.write(pipe, b"l")
-        time.sleep(0.3)
+        wait_for_followers(merger)
 
-    Merger(name, codec=Stuck(pipe)).execute("key", function)
+    merger = Merger(name, codec=Stuck(pipe))
+    merger.execute("key", function)
 
 
 def test_a_sealed_flight_that_a_task_takes_over_is_found_by_the_next_call(

@@ -131,16 +131,18 @@ def values(greenlets):
 class Work:
     """A function that counts its runs and ends when it is told."""
 
-    def __init__(self, value=None):
+    def __init__(self, value=None, error=None):
         from gevent.event import Event
 
-        self.value, self.runs = value, 0
+        self.value, self.error, self.runs = value, error, 0
         self.started, self.released = Event(), Event()
 
     def __call__(self):
         self.runs += 1
         self.started.set()
         assert self.released.wait(BOUND)
+        if self.error is not None:
+            raise self.error
         return self.value
 
 
@@ -359,13 +361,9 @@ def test_a_greenlet_that_joins_its_own_flight_is_told_at_once(table_name, child)
 
 
 def fail_together(name):
-    merger = Merger(name)
-
-    def function():
-        gevent.sleep(0.01)
-        raise KeyError("gone")
-
-    greenlets = started(*[(outcome_of, merger, function)] * 3)
+    merger, work = Merger(name), Work(error=KeyError("gone"))
+    greenlets = started(*[(outcome_of, merger, work)] * 3)
+    work.released.set()
     return values(greenlets)
 
 
@@ -438,7 +436,10 @@ def test_native_threads_and_greenlets_follow_each_other(table_name, child):
 def count_descriptors(name):
     from gevent.monkey import get_original
 
+    from uniflight_mp.green import hub_desk
+
     merger, pool = Merger(name), gevent.get_hub().threadpool
+    desk = hub_desk(merger._segment)
     allocate = get_original("threading", "Lock")
 
     def once():
@@ -449,7 +450,7 @@ def count_descriptors(name):
         greenlets = started(*[(merger.execute, "key", never)] * 3)
         go.release()
         values([native, *greenlets])
-        gevent.sleep(0.01)  # the bell is closed when those who waited have gone on
+        soon(lambda: desk._socket is None)  # closed when those who waited have gone on
         return len(os.listdir("/proc/self/fd"))
 
     first = once()
