@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from crew import wait_until
 
 from uniflight_mp import Limits, Merger, cli, segment, shmfile
 from uniflight_mp.cli import doctor, identity, reports
@@ -114,14 +115,6 @@ def only_table(name):
     return table
 
 
-def until(condition):
-    deadline = time.monotonic() + 30
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.005)
-    return value
-
-
 def has_follower(merger):
     return lambda: any(flight.followers for flight in merger.flights())
 
@@ -150,7 +143,7 @@ def test_inspect_lists_the_tables_of_this_user(merger, name):
 def test_inspect_shows_a_flight_with_its_leader_and_followers(merger, name, start):
     leader = start(LEADER, "('sku', 42)")
     start(FOLLOWER, "('sku', 42)")
-    until(has_follower(merger))
+    wait_until(has_follower(merger))
     result = run("inspect", name)
     assert result.returncode == 0
     (line,) = [line for line in result.stdout.splitlines() if "('sku', 42)" in line]
@@ -255,10 +248,10 @@ def test_inspect_changes_nothing_and_waits_for_nobody_while_everybody_is_stopped
     merger, name, start
 ):
     leader, follower = start(LEADER, "'k'"), start(FOLLOWER, "'k'")
-    until(has_follower(merger))
+    wait_until(has_follower(merger))
     for process in (leader, follower):
         process.send_signal(signal.SIGSTOP)
-        until(lambda pid=process.pid: identity.look_up(pid).state == "stopped")
+        wait_until(lambda pid=process.pid: identity.look_up(pid).state == "stopped")
     files = files_of(name)
     (path,) = [path for path in files if "~" not in path.name]
     before = (path.read_bytes(), path.stat().st_mtime_ns, merger.stats())
@@ -281,7 +274,7 @@ def test_inspect_maps_a_table_for_reading_only(merger, name):
 def test_a_leader_that_was_killed_is_shown_as_dead_and_not_counted(merger, name, start):
     leader = start(LEADER, "'k'")
     leader.kill()
-    until(lambda: identity.look_up(leader.pid).is_dead)
+    wait_until(lambda: identity.look_up(leader.pid).is_dead)
     table = only_table(name)
     assert table["flights"][0]["leader_state"] == "zombie"
     assert table["flights"][0]["leader_command"] == ""
@@ -298,7 +291,7 @@ def test_a_leader_thread_that_ended_in_a_living_process_is_shown_as_dead(name):
     thread.start()
     tid = thread.native_id
     thread.join()
-    until(lambda: identity.thread_is_gone(os.getpid(), tid))
+    wait_until(lambda: identity.thread_is_gone(os.getpid(), tid))
 
 
 def test_who_has_only_opened_a_table_is_among_its_processes(name, start):
@@ -670,7 +663,7 @@ def test_the_start_time_in_a_thread_record_is_the_one_that_proc_tells(merger):
 
 def test_a_zombie_is_dead_and_so_is_a_pid_of_nobody():
     with subprocess.Popen(["true"]) as child:
-        until(lambda: identity.look_up(child.pid).state == "zombie")
+        wait_until(lambda: identity.look_up(child.pid).state == "zombie")
         assert identity.look_up(child.pid).is_dead
     assert identity.look_up(child.pid) == identity.Process(child.pid, "dead")
 
@@ -687,7 +680,7 @@ def test_a_command_with_parentheses_and_spaces_does_not_confuse(tmp_path):
     program.symlink_to("/bin/sleep")
     with subprocess.Popen([program, "60"]) as child:
         try:
-            process = until(lambda: identity.look_up(child.pid, started(child.pid)))
+            process = wait_until(lambda: identity.look_up(child.pid, started(child.pid)))
             assert process.state == "alive"
         finally:
             child.kill()

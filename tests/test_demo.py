@@ -9,12 +9,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from crew import wait_until
 
 from uniflight_mp import segment, shmfile
 from uniflight_mp.cli import demo
@@ -27,13 +27,6 @@ COMMAND = [sys.executable, "-m", "uniflight_mp", "demo"]
 
 def tables_of(pid):
     return [found for found in shmfile.find_segments() if found.name.startswith(f"demo-{pid}-")]
-
-
-def until(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.01)
 
 
 def members_of_session(leader):
@@ -112,7 +105,7 @@ def test_workers_of_a_demo_that_was_killed_go_by_themselves():
     ) as running:
         assert [running.stdout.readline() for _ in range(3)][2].startswith("sku:1: led by pid")
         running.kill()
-    until(lambda: members_of_session(running.pid) == [])
+    wait_until(lambda: members_of_session(running.pid) == [])
     for found in tables_of(running.pid):
         segment.destroy(found.segment, found.name)
 
