@@ -168,6 +168,18 @@ class Actor:
         self.expect("done")
         return event
 
+    def is_asleep(self) -> bool:
+        """Whether it sleeps on a futex, as it does in a call only: for another's result."""
+        return "futex" in Path(f"/proc/{self.pid}/wchan").read_text()
+
+    def has_replied(self) -> bool:
+        self.drain()
+        return any(event["what"] == "done" for event in self.events[self.seen :])
+
+    def falls_asleep(self) -> None:
+        """Wait until it sleeps in its call, or has ended it already."""
+        until(lambda: self.is_asleep() or self.has_replied(), f"{self.life} sleeps in its call")
+
     # ---- life and death -------------------------------------------------------------------
 
     def note(self, what: str, **fields: Any) -> None:

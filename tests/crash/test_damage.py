@@ -80,7 +80,7 @@ def they_coalesce(stage, leader, follower):
     gate = stage.gate()
     leader.leads(KEY, gate=str(gate))
     follower.call(KEY)
-    time.sleep(0.02)
+    follower.falls_asleep()
     gate.open()
     leader.outcome()
     return follower.outcome().get("role") == "follower"

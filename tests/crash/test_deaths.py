@@ -90,6 +90,7 @@ def test_a_follower_killed_asleep_is_not_missed(stage):
     stage.followers(1)
     second.call(KEY)
     stage.followers(2)
+    first.falls_asleep()
     first.kill()
     gate.open()
     assert leader.outcome()["role"] == "leader"
