@@ -494,7 +494,7 @@ def test_a_loop_that_waits_for_a_thousand_flights_is_idle(new_loop, table_name, 
 
     async def follow():
         tasks = await start(*(merger.execute(number, never) for number in range(1000)))
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.5)  # a flight is looked at more often while it is young
         before = time.thread_time()
         await asyncio.sleep(2)
         used = (time.thread_time() - before) / 2
