@@ -10,6 +10,7 @@ import uuid
 import weakref
 
 import pytest
+from crew import wait_for_followers
 
 from uniflight_mp import (
     Merger,
@@ -33,8 +34,7 @@ def gather(merger, journal, followers):
     """Note that it ran, and end only when ``followers`` have joined."""
     with open(journal, "a") as file:
         file.write(f"{os.getpid()}\n")
-    while merger.flights()[0].followers < followers:
-        pass
+    wait_for_followers(merger, followers)
     return os.getpid()
 
 

@@ -170,13 +170,14 @@ def test_a_private_table_has_no_file(table_name, scope, leading):
 
 
 @PRIVATE
-def test_all_mergers_of_a_name_share_the_processs_table(table_name, scope, hands, leading, on_cpu):
+def test_all_mergers_of_a_name_share_the_processs_table(
+    table_name, scope, hands, leading, followed, on_cpu
+):
     on_cpu(CPUS[0])
     leader = leading(Merger(table_name, scope=scope()), "key")
     other = Merger(table_name, scope=scope())
     call = hands.start(other.flight, "key", never, where="threads")
-    while other.flights()[0].followers == 0:
-        pass
+    followed(other)
     value = object()  # not shareable with another process
     assert leader.outcome(value).value is value
     assert call.result().value is value

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import time
 
 import pytest
-from crew import wait_for_followers
+from crew import BOUND, wait_for_followers
 
 from uniflight_mp import Merger, Role, TableMismatch, TableUnavailable, segment
 from uniflight_mp.segment import Segment, destroy
@@ -241,17 +242,14 @@ def test_a_lock_whose_file_was_replaced_meanwhile_is_taken_again(table_name, mon
         assert os.stat(path).st_ino == seen[2]
 
 
-def test_processes_that_open_at_the_same_moment_share_one_table(table_name, hands, tmp_path):
-    calls = [
-        hands.start(open_together, table_name, tmp_path / "go", where="forked") for _ in range(6)
-    ]
-    (tmp_path / "go").touch()
+def test_processes_that_open_at_the_same_moment_share_one_table(table_name, hands):
+    barrier = multiprocessing.get_context("fork").Barrier(6)
+    calls = [hands.start(open_together, table_name, barrier, where="forked") for _ in range(6)]
     assert len({call.result() for call in calls}) == 1
 
 
-def open_together(name, go):
-    while not go.exists():
-        pass
+def open_together(name, barrier):
+    barrier.wait(BOUND)
     return Merger(name)._segment.table.identity
 
 
@@ -376,16 +374,13 @@ def test_leftovers_are_removed_later_if_the_lock_is_held(table_name, hands, foll
     assert not os.path.exists(leftover)
 
 
-def test_a_new_merger_of_a_destroyed_table_meets_those_of_other_processes(
-    table_name, hands, leading, followed
-):
+def test_a_new_merger_of_a_destroyed_table_meets_those_of_other_processes(table_name, hands, until):
     old = Merger(table_name)
     old.execute("key", int)  # has just been looked after
     destroy(segment_name(table_name), table_name)
     other = hands.start(lead_for_long, table_name, where="spawned")
     new = Merger(table_name)
-    while not new.flights():
-        assert not other.finished()
+    until(new.flights)
     assert new.flight("key", int).role is Role.FOLLOWER
     assert other.result() == "other"
 
