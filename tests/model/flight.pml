@@ -30,14 +30,19 @@
  *   sleep        bounded: a waiter looks again whenever there is something to see.  Posts
  *                then change nothing, so they are modelled only with SEMAPHORES: posted
  *                after the unlock, one by one, from a copied list; a token that was posted
- *                to a waiter dies with it.  Two further switches say what the posts are
- *                worth without the looks:
- *                NO_LOOKS  nobody looks but when posted.  Enough as long as nobody dies.
+ *                to a waiter dies with it.  The leader posts one waiter, and so does each
+ *                waiter that leaves a flight that is DONE: the next one behind the wake
+ *                cursor, `unposted`.  (In shm/ it is a few at a time.  One makes the longest
+ *                chain, in which everybody depends on everybody before.)  Two further switches
+ *                say what the posts are worth without the looks:
+ *                NO_LOOKS  nobody looks but when posted.  Enough as long as nobody dies, or
+ *                          resigns for want of the lock.
  *                PROMPT    only the first waiter watches its leader, as decided when it
  *                          went to sleep; all others need their post.  Enough but for
- *                          deaths that strike a poster, a waiter who was chosen to act,
- *                          or a leader and its watcher together (see SPARED): these are
- *                          what wait.c's rare look of all others is for.
+ *                          deaths that strike a poster, a waiter who was chosen to act or
+ *                          has been posted and not yet passed it on, or a leader and its
+ *                          watcher together (see SPARED), and for posted waiters who resign:
+ *                          these are what wait.c's rare look of all others is for.
  *   budgets      each kind of event happens at most as often as its switch says, and any
  *                smaller number is tried too: whoever could still be killed or time out
  *                would hide that it is stuck.
@@ -71,11 +76,12 @@
  *   5 at most one attached flight per key, and none that is sealed; and at every unlock all of check.c.
  *   6 no more than MAX_TAKEOVERS leaderships after a death; then DIED for those who wait.
  *   7 finish stores nothing unless generation, epoch and state are the leader's.
+ *   8 the cursor names a waiter of its flight, which is DONE, or nobody; it never passes one twice.
  *   Every UF_DAMAGED of the C code is an assertion that fails.
  *
  * What is not modelled
- *   Event loops: the doorbell they share, tasks of one thread that lead and follow at the
- *   same time, desk.py.  Every caller here is a thread that blocks in one call.
+ *   Event loops: tasks of one thread that lead and follow at the same time, desk.py; for the
+ *   doorbell they share see bell.pml.  Every caller here is a thread that blocks in one call.
  *   The objects that are kept for followers in the leader's process; results in extra
  *   segments; replacing a damaged table.
  */
@@ -153,6 +159,7 @@ byte owner[NC], cell_generation[NC], cell_slot[NC], next[NC];
 bool cell_resigned[NC];
 #ifdef SEMAPHORES
 bool token[NC];
+byte unposted[NS];      /* the wake cursor: the first waiter that nobody has posted yet */
 #endif
 
 bool held[CALLERS + 1];      /* life locks */
@@ -202,6 +209,9 @@ byte ended;             /* callers that have returned from their last call, or d
 byte flight_slot[CALLERS + 1], flight_epoch[CALLERS + 1];
 bool leads[CALLERS + 1];     /* has been told UF_LEADER and has not finished, abandoned, resigned */
 byte audience;          /* one bit per cell: in the list when its flight became DONE */
+#ifdef SEMAPHORES
+byte called;            /* one bit per cell: the cursor has passed it */
+#endif
 byte taken[NS];         /* the epoch a follower took */
 bool forgotten[NS];
 byte lives[NS];         /* leaderships that came after a death */
@@ -303,6 +313,16 @@ byte posting[CALLERS + 1];   /* one bit per cell: still to be posted */
 #define posts posting[me]
 #define WAKE(cell) posts = posts | (1 << (cell))
 #define WAKE_FIRST(x) if :: first[x] -> WAKE(first[x] - 1) :: else fi
+#ifdef M_CURSOR_NOT_STORED
+#define ADVANCE(x) skip
+#else
+#define ADVANCE(x) unposted[x] = next[unposted[x] - 1]
+#endif
+#define WAKE_NEXT(x) if \
+    :: unposted[x] -> \
+        assert((called >> (unposted[x] - 1) & 1) == 0); called = called | (1 << (unposted[x] - 1)); \
+        WAKE(unposted[x] - 1); ADVANCE(x) \
+    :: else fi
 #define REMEMBER(waiter) was = waiter
 #define SUCCEEDED(x) (first[x] != was)
 #else
@@ -316,7 +336,10 @@ byte posting[CALLERS + 1];   /* one bit per cell: still to be posted */
 
 inline free_cell(cell) {
     owner[cell] = 0; cell_generation[cell] = 0; cell_slot[cell] = 0; next[cell] = 0;
-    cell_resigned[cell] = 0; audience = audience & ~(1 << (cell))
+    cell_resigned[cell] = 0; audience = audience & ~(1 << (cell));
+#ifdef SEMAPHORES
+    called = called & ~(1 << (cell))
+#endif
 }
 
 inline free_slot(y) {
@@ -331,6 +354,9 @@ inline free_slot(y) {
 
 /* Takes waiter w, whose predecessor is `before`, out of x's list. */
 inline bypass() {
+#if defined(SEMAPHORES) && !defined(M_CURSOR_STAYS)
+    if :: unposted[x] == w -> unposted[x] = next[w - 1] :: else fi;
+#endif
     if
     :: before == 0 -> first[x] = next[w - 1]
     :: else -> next[before - 1] = next[w - 1]
@@ -383,18 +409,6 @@ inline done(y) {
     od
 }
 
-inline wake_all(y) {
-#ifdef SEMAPHORES
-    w = first[y];
-    do
-    :: w != 0 -> WAKE(w - 1); w = next[w - 1]
-    :: else -> break
-    od
-#else
-    skip
-#endif
-}
-
 /* What a follower of slot s finds, from its first look until it has left. */
 inline check_payload() {
     assert(state[s] == DONE);
@@ -416,6 +430,20 @@ inline check_payload() {
 #else
 #define SEALED(y) false
 #endif
+
+/* The cursor of a flight that is DONE names one of its waiters, or none; of any other, none. */
+inline check_cursor(y) {
+#ifdef SEMAPHORES
+    w = first[y];
+    do
+    :: w != 0 && w != unposted[y] -> w = next[w - 1]
+    :: else -> break
+    od;
+    assert(unposted[y] == 0 || (state[y] == DONE && w != 0))
+#else
+    skip
+#endif
+}
 
 /* check.c, at every unlock. */
 inline check_group() {
@@ -455,6 +483,7 @@ inline check_group() {
         :: else -> break
         od;
         assert(first[i] == 0 || last[i] == x);
+        check_cursor(i);
         i++
     :: else -> break
     od;
@@ -902,11 +931,22 @@ give_up:                /* give_up_locked */
     if :: atomic { NEW_EPOCH(s) } KILL fi;
 #endif
     if :: atomic { assert(died && first[s] != 0); kind[s] = DIED } KILL fi;
+#ifdef SEMAPHORES
+    if
+    :: atomic {
+        unposted[s] = first[s];
+        WAKE_NEXT(s);
+#ifdef M_GIVE_UP_SETS_NO_CURSOR
+        unposted[s] = 0
+#endif
+       }
+    KILL
+    fi;
+#endif
     if :: atomic { done(s) } KILL fi;                                      /* COMMIT */
     if
     :: atomic {
         attached[s] = 0;
-        wake_all(s);
         died = 0;
         if :: op == BEGIN -> goto fresh :: else -> told = IS_DONE; goto unlock fi
        }
@@ -1060,6 +1100,18 @@ finish_dropped:
 #ifdef M_DETACH_BEFORE_DONE
     if :: atomic { attached[s] = 0 } KILL fi;
 #endif
+#ifdef SEMAPHORES
+    if
+    :: atomic {
+        unposted[s] = first[s];
+        WAKE_NEXT(s);
+#ifdef M_FINISH_SETS_NO_CURSOR
+        unposted[s] = 0
+#endif
+       }
+    KILL
+    fi;
+#endif
     if :: atomic { assert(PRESENT); done(s); w = 0 } KILL fi;              /* COMMIT */
 #ifdef M_DONE_BEFORE_PAYLOAD
     if :: atomic { kind[s] = VALUE } KILL fi;
@@ -1068,11 +1120,6 @@ finish_dropped:
     :: atomic {
 #ifndef M_LOOKUP_ACCEPTS_DONE
         attached[s] = 0;
-#endif
-#ifndef M_FINISH_WAKES_FIRST_ONLY
-        wake_all(s);
-#else
-        WAKE_FIRST(s);
 #endif
         told = OVER;
         goto unlock
@@ -1174,6 +1221,9 @@ leave:
     if
     :: atomic {
         free_cell(c);
+#ifdef M_LEAVE_PASSES_ON_TO_THE_DEAD
+        WAKE_NEXT(s);
+#endif
         x = s; w = first[s]; before = 0; drop_back = IN_LEAVE;
 #ifndef M_LEAVE_KEEPS_DEAD
         if :: was_first || was_done -> goto drop :: else fi;
@@ -1190,6 +1240,14 @@ settle:
         :: state[s] == RUNNING || first[s] != 0 ->
 #ifndef M_LEAVE_WAKES_NOBODY
             if :: was_first && state[s] != DONE -> WAKE_FIRST(s) :: else fi;
+#endif
+#if defined(SEMAPHORES) && !defined(M_LEAVE_PASSES_NOTHING_ON) && \
+    !defined(M_LEAVE_PASSES_ON_TO_THE_DEAD)
+#ifdef M_TIMED_OUT_PASSES_NOTHING_ON
+            if :: told != OVER -> WAKE_NEXT(s) :: else fi;
+#else
+            WAKE_NEXT(s);
+#endif
 #endif
             told = OVER;
             goto unlock
@@ -1301,6 +1359,9 @@ sweep_free:
 /* ---- repair.c: uf_group_repair_locked ---- */
 atomic { skip; repair:
     i = 0;
+#ifdef SEMAPHORES
+    called = 0;
+#endif
     goto repair_slot
 };
 
@@ -1309,6 +1370,9 @@ repair_slot:
     :: atomic {
 #ifndef M_REPAIR_KEEPS_LISTS
         first[i] = 0; last[i] = 0;
+#endif
+#if defined(SEMAPHORES) && !defined(M_REPAIR_KEEPS_CURSOR)
+        unposted[i] = 0;
 #endif
 #ifndef M_REPAIR_KEEPS_ATTACHED
         if :: state[i] == FREE || state[i] == DONE -> attached[i] = 0 :: else fi;
@@ -1366,6 +1430,11 @@ repair_post:
     if :: atomic { dirty = 0; goto locked } KILL fi;
 
 /* ---- wait.c ---- */
+#ifdef M_TIMED_OUT_PASSES_NOTHING_ON
+#define TIME_OUT timeouts--; op = LEAVE; told = OVER
+#else
+#define TIME_OUT timeouts--; op = LEAVE
+#endif
 #define DAMAGE (!OWNS(record) || state[s] == FREE)
 #define LOOK_DONE (state[s] == DONE)
 #define LOOK_LEADERLESS (state[s] == ORPHANED || (state[s] == RUNNING && LEADERLESS(s)))
@@ -1386,7 +1455,7 @@ wait:
 #if TIMEOUTS
     :: atomic {
         !DAMAGE && !LOOK_DONE && !LOOK_LEADERLESS && timeouts > 0 ->
-        timeouts--; op = LEAVE; goto take_lock
+        TIME_OUT; goto take_lock
        }
 #endif
     KILL_AWAKE
@@ -1408,7 +1477,7 @@ sleep:
        }
 #endif
 #if TIMEOUTS
-    :: atomic { timeouts > 0 -> timeouts--; op = LEAVE; goto take_lock }
+    :: atomic { timeouts > 0 -> TIME_OUT; goto take_lock }
 #endif
     KILL_ASLEEP
     fi;
