@@ -291,7 +291,7 @@ inline clear_scratch() {
 bool mourning;
 #define LISTED(cell) ((posting[0] | posting[1] | posting[2] | posting[CALLERS - 1] | \
     posting[CALLERS]) >> (cell) & 1)
-#define SPARED (op == TAKEOVER || op == LEAVE || posting[me] != 0 || \
+#define SPARED (op == TAKEOVER || op == LEAVE || (posting[me] != 0 && lock != me + 1) || \
     (leads[me] && first[s] != 0 && DESERTED(first[s] - 1)))
 #define KILL :: atomic { MAY_DIE && !mourning && !SPARED -> DIE }
 #define KILL_ENTERED :: atomic { MAY_DIE && started >= me && !SPARED -> DIE }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks the model of the protocol (flight.pml) with spin.
+"""Checks the models of the protocol with spin: flight.pml, and bell.pml for event loops' bells.
 
     run.py [--quick]   every configuration in about two minutes, less than 4 GiB
     run.py --full      larger ones as well; minutes, less than 6 GiB
@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-MODEL = Path(__file__).resolve().with_name("flight.pml")
+MODELS = Path(__file__).resolve().parent
 MAX_DEPTH = 100_000
 
 
@@ -34,6 +34,7 @@ class Config:
     full: bool = False  # only with --full
     cycles: bool = False  # look for cycles (calls that never return), not for errors
     bitstate: bool = False  # too large to be searched to the end
+    model: str = "flight.pml"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Mutant:
     name: str  # the model's switch, without M_
     switches: str
     cycles: bool = False
+    model: str = "flight.pml"
 
 
 # 3 callers, 1 call each, 2 slots, 3 cells, 1 key, 1 kill and nothing else, unless it says so.
@@ -72,6 +74,9 @@ CONFIGS = (
     Config("sealing-strict", "STRICT LOCK_TIMEOUTS=1 KILLS=2 CANCELS=1"),
     Config("sealing-prompt", "CALLERS=4 SEALING PROMPT"),
     Config("sealing-cycles", "CALLERS=4 SEALING CANCELS=1", cycles=True),
+    Config("bell", "FAILS=2 CANCELS=2 STOPS=1 DEATHS=1", model="bell.pml"),
+    Config("bell-two-rings", "QUEUE=2 FAILS=2 CANCELS=2", model="bell.pml"),
+    Config("bell-cycles", "FAILS=2 CANCELS=2", model="bell.pml", cycles=True),
     Config("two-calls-2", "CALLS=2 KILLS=2 CANCELS=1 TIMEOUTS=1 MAX_TAKEOVERS=1", full=True),
     Config("two-calls-3", "CALLS=2 KILLS=3 CANCELS=1", full=True),
     Config("two-calls-reborn", "REBORN CALLS=2 KILLS=2 CANCELS=1 MAX_TAKEOVERS=1", full=True),
@@ -153,6 +158,13 @@ MUTANTS = (
     Mutant("MOVE_LEAVES_ORPHAN", "SEALING CANCELS=1 KILLS=0"),
     Mutant("MOVE_WAKES_NOBODY", "CALLERS=4 SEALING PROMPT"),
     Mutant("SLEEPS_NOT", "SEMAPHORES KILLS=0", cycles=True),
+    Mutant("NO_EARLY_LOOK", "", model="bell.pml"),
+    Mutant("NO_LOOK_AFTER_LATE_BELL", "FAILS=1", model="bell.pml"),
+    Mutant("LOOKS_BEFORE_DRAINING", "", model="bell.pml"),
+    Mutant("LOOKS_AT_ONE", "", model="bell.pml"),
+    Mutant("CLOSES_IN_USE", "", model="bell.pml"),
+    Mutant("RINGS_BEFORE_DONE", "", model="bell.pml"),
+    Mutant("RING_WAITS", "STOPS=1", model="bell.pml"),
 )
 
 
@@ -167,12 +179,14 @@ class Result:
     complete: bool = False
 
 
-def search(directory: Path, switches: str, *, cycles: bool, bitstate: bool, memory: int) -> Result:
+def search(
+    directory: Path, model: str, switches: str, *, cycles: bool, bitstate: bool, memory: int
+) -> Result:
     """Builds and runs one verifier. RuntimeError if spin or the compiler refuses."""
-    shutil.copy(MODEL, directory / MODEL.name)
+    shutil.copy(MODELS / model, directory / model)
     defines = [f"-D{switch}" for switch in switches.split()]
     (directory / "switches").write_text(" ".join(defines) + "\n")
-    call(["spin", *defines, "-a", MODEL.name], directory)
+    call(["spin", *defines, "-a", model], directory)
     flags = ["-O1", "-w", f"-DMEMLIM={memory}", "-DNOFAIR", "-DVECTORSZ=2048"]
     flags += ["-DNP"] if cycles else ["-DSAFETY"]
     flags += ["-DBITSTATE"] if bitstate else ["-DCOLLAPSE"]
@@ -209,7 +223,12 @@ def compiler() -> str:
 
 def check(config: Config, directory: Path, memory: int) -> bool:
     result = search(
-        directory, config.switches, cycles=config.cycles, bitstate=config.bitstate, memory=memory
+        directory,
+        config.model,
+        config.switches,
+        cycles=config.cycles,
+        bitstate=config.bitstate,
+        memory=memory,
     )
     passed = result.errors == 0 and (result.complete or config.bitstate) and result.states > 0
     report(config.name, result, "ok" if passed else result.finding or "not searched to the end")
@@ -220,7 +239,12 @@ def kill(mutant: Mutant, directory: Path, memory: int) -> bool:
     def run(switches: str, subdirectory: str) -> Result:
         (directory / subdirectory).mkdir(exist_ok=True)
         return search(
-            directory / subdirectory, switches, cycles=mutant.cycles, bitstate=False, memory=memory
+            directory / subdirectory,
+            mutant.model,
+            switches,
+            cycles=mutant.cycles,
+            bitstate=False,
+            memory=memory,
         )
 
     unbroken = run(mutant.switches, "unbroken")
