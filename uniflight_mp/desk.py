@@ -397,8 +397,8 @@ class Desk:
     def _look_soon(self) -> None:
         """Look at a new flight sooner than what the timer may be set to."""
         rest = self._look_at - time.monotonic()
-        # A loop that comes to new flights all the time must not put off its looks for them. One that
-        # is long overdue will not come: a signal handler has raised as it began.
+        # A loop that comes to new flights all the time must not put off its looks for them. A timer
+        # that is long overdue will not come: a signal handler has raised as its look began.
         if self._timer is None or not -_OVERDUE < rest <= _FIRST_LOOK:
             self._set_timer(_FIRST_LOOK)
 

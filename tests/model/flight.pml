@@ -984,7 +984,6 @@ takeover:
 takeover_swept:
     if
     :: atomic {
-        if :: died && deaths[s] >= MAX_TAKEOVERS -> goto give_up :: else fi;
 #ifdef SEALING
         d_step {                /* find_newer_locked */
             x = 0;
@@ -998,6 +997,9 @@ takeover_swept:
             fi;
             x = 0
         };
+        if :: newer == 0 && died && deaths[s] >= MAX_TAKEOVERS -> goto give_up :: else fi;
+#else
+        if :: died && deaths[s] >= MAX_TAKEOVERS -> goto give_up :: else fi;
 #endif
         unlink()
        }
