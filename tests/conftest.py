@@ -259,6 +259,13 @@ def _children():
     return [child for child in psutil.Process().children() if child.pid not in servants]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _garbage_is_of_this_module():
+    """Spare each collection the modules and pytest's reports: they took half of a session."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_is_left_behind(_session_watchdog):
     """At the end of the session: no segment, no process, no thread of ours."""
