@@ -196,13 +196,13 @@ def test_a_table_of_another_layout_is_a_mismatch(table_name):
 def test_a_lock_that_is_held_by_a_stopped_process_is_an_error_that_names_it(
     table_name, hands, monkeypatch, until, tmp_path
 ):
-    import uniflight_mp.segment
+    from uniflight_mp.segment import open_segment
 
     holder = hands.start(hold_lock, table_name, tmp_path / "ready", where="forked")
     until((tmp_path / "ready").exists)
     holder.kill(signal.SIGSTOP)
-    monkeypatch.setattr(uniflight_mp.segment._open_table, "__defaults__", (0.2,))
-    with pytest.raises(TableUnavailable, match="~lock open") as info:
+    monkeypatch.setattr(open_segment, "__defaults__", (0.2,))
+    with pytest.raises(TableUnavailable, match=r"for 0\.2 s.*~lock open") as info:
         Merger(table_name)
     assert info.value.reason == "locked"
     holder.kill()
