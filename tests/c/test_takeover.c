@@ -224,7 +224,7 @@ static void a_leader_that_outlives_its_lease_is_superseded_and_fenced(void *unus
     struct uf_remains remains;
     struct uf_result result = value_of("too late");
     struct actor one = actor_process(&rig.table), two = actor_process(&rig.table);
-    rig.me.lease_ns = 5 * MILLISECOND;
+    rig.me.lease_ns = 250 * MILLISECOND;
     CHECK_INT(rig_begin(&rig, "k", &flight), UF_LEADER);
     CHECK_INT(begin(&one, "k"), UF_FOLLOWER);
     CHECK_INT(begin(&two, "k"), UF_FOLLOWER);
