@@ -406,7 +406,7 @@ def test_a_loop_that_goes_on_joining_flights_does_not_put_off_its_looks(
 def test_a_superseded_leader_keeps_its_late_value_from_the_followers_of_its_loop(
     run, table_name, hands, until
 ):
-    sync = Merger(table_name, lease=0.02)
+    sync = Merger(table_name)
     go = threading.Event()
 
     def prompt():
@@ -421,7 +421,7 @@ def test_a_superseded_leader_keeps_its_late_value_from_the_followers_of_its_loop
             until(lambda: sync.flights()[0].takeovers == 1)  # the loop is blocked meanwhile
             return "late", call
 
-        merger = AsyncMerger(table_name, lease=0.02)
+        merger = AsyncMerger(table_name, lease=0.2)
         leader, follower = await start(
             merger.execute("key", late), merger.execute("key", never_async)
         )
