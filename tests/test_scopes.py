@@ -17,7 +17,9 @@ import struct
 import sys
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -269,6 +271,18 @@ def test_submit_goes_to_the_partition_of_its_caller(table_name):
     assert as_tenant("one", merger.submit, "key", give, 1).result() == 1
     assert "@PerTenant@one" in files(table_name)
     merger.close()
+
+
+def test_what_was_submitted_and_has_not_begun_when_a_merger_is_closed_raises(table_name):
+    merger, gate = Merger(table_name, scope=PerTenant()), threading.Event()
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(gate.wait, 30)
+        submit = partial(merger.submit, executor=executor)
+        future = as_tenant("one", submit, "key", give, 1)
+        merger.close()
+        gate.set()
+        with pytest.raises(RuntimeError, match="closed"):
+            future.result(30)
 
 
 def test_other_limits_for_a_private_table_are_warned_of(table_name):

@@ -39,6 +39,11 @@ def _plain(func: object, value: T) -> T:
     return value
 
 
+def _run_submitted(merger: Merger, here: Merger, /, *args: Any, **kwargs: Any) -> Any:
+    merger._segment.table  # noqa: B018  # a closed Merger says so; ``here`` is not closed with it
+    return here.execute(*args, **kwargs)
+
+
 def _is_patched() -> bool:
     """Whether blocking this thread would block greenlets: asked at each call, because gunicorn's
     gevent worker patches after the fork, when a preloaded application has its Mergers."""
@@ -139,7 +144,7 @@ class Merger(BaseMerger):
         if executor is None:
             executor = self._own_executor()
         here = self if self._views is None else self._here()  # where the caller is, not the pool
-        return executor.submit(here.execute, key, func, *args, **kwargs)
+        return executor.submit(_run_submitted, self, here, key, func, *args, **kwargs)
 
     def coalesce(
         self, key: str | Callable[..., object] | None = None
