@@ -12,6 +12,7 @@ import time
 import warnings
 
 import pytest
+from crew import wait_for_followers
 
 from uniflight_mp import (
     AsyncMerger,
@@ -812,6 +813,32 @@ def test_a_leader_that_is_interrupted_while_it_encodes_is_replaced_elsewhere(
         assert (outcome.value, outcome.role) == ("successor", Role.LEADER)
 
     run(main())
+
+
+def share_an_object(merger):
+    def function():
+        wait_for_followers(merger)
+        return object()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        merger.execute("key", function)
+
+
+def test_strict_followers_of_a_loop_raise_an_error_each(run, table_name, processes, until):
+    sync = Merger(table_name)
+    call = processes.start(share_an_object, sync)
+    until(sync.flights)
+
+    async def main():
+        merger = AsyncMerger(table_name, strict=True)
+        tasks = await start(*(merger.execute("key", asyncio.sleep, 0) for _ in range(2)))
+        errors = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(error) for error in errors] == [ResultNotShareable] * 2
+        assert errors[0] is not errors[1]
+
+    run(main())
+    call.join()
 
 
 def test_a_strict_leader_learns_what_cannot_be_shared(run, table_name):

@@ -553,7 +553,8 @@ class BaseMerger:
             raise LeaderDied(key, landed.takeovers, landed.leader_pid)
         if landed.solo is not None:
             if landed.problem is not None and self._options.strict:
-                raise landed.problem
+                # One for each task of a loop: raising it adds to its traceback.
+                raise type(landed.problem)(*landed.problem.args) from landed.problem.__cause__
             return self._solo(landed.solo, table)
         return Outcome(
             landed.value,
