@@ -120,36 +120,23 @@ static void a_repair_posts_everybody(void *unused)
     (void)unused;
 }
 
-/* Those that it was to post find the end by themselves. */
-static void who_dies_before_it_posts_leaves_the_rest_to_their_looks(void *unused)
+/* The one that it was to post finds the end by itself. */
+static void who_dies_before_it_posts_leaves_the_next_to_its_look(void *unused)
 {
-    struct crowd crowd = crowd_that_waits();
+    struct crowd crowd = crowd_of_a_flight_that_is_done();
     struct order arm = order_of(ACT_ARM, "");
+    struct answer none;
     arm.point = UF_AT_PASS_UNLOCKED;
     arm.action = UF_CRASH_KILL;
-    for (uint32_t i = 0; i < UF_FIRST_WAKES; i++) {
-        tell(&crowd.actor[i], &arm);
-        CHECK_INT(hear(&crowd.actor[i]).status, UF_OK);
-    }
-    struct uf_result result = value_of("v");
-    struct uf_remains remains;
-    CHECK_INT(rig_finish(&crowd.rig, &crowd.flight, &result, &remains), UF_OK);
-    for (uint32_t i = 0; i < CROWD; i++)
-        tell_wait(&crowd.actor[i], 10 * SECOND);
-    uint32_t deaths = 0;
-    for (uint32_t i = 0; i < CROWD; i++) {
-        struct answer answer;
-        if (try_hear(&crowd.actor[i], &answer)) {
-            CHECK_INT(answer.status, UF_DONE);
-            leave_crowd(&crowd, i, false);
-        } else {
-            CHECK(i < UF_FIRST_WAKES);
-            actor_reap(&crowd.actor[i]);
-            crowd.is_dead[i] = true;
-            deaths++;
-        }
-    }
-    CHECK(deaths > 0);
+    tell(&crowd.actor[0], &arm);
+    CHECK_INT(hear(&crowd.actor[0]).status, UF_OK);
+    tell_wait(&crowd.actor[0], SECOND);
+    CHECK(!try_hear(&crowd.actor[0], &none));
+    actor_reap(&crowd.actor[0]);
+    crowd.is_dead[0] = true;
+    CHECK(!is_posted(&crowd, UF_FIRST_WAKES));
+    CHECK_INT(await(&crowd.actor[UF_FIRST_WAKES]), UF_DONE);
+    CHECK(is_posted(&crowd, UF_FIRST_WAKES + 1)); /* and passes on to the one after it */
     crowd_end(&crowd);
     (void)unused;
 }
@@ -160,6 +147,6 @@ int main(void)
     RUN(who_is_next_and_gives_up_breaks_no_chain);
     RUN(who_is_next_and_dead_is_dropped_from_the_chain);
     RUN(a_repair_posts_everybody);
-    RUN(who_dies_before_it_posts_leaves_the_rest_to_their_looks);
+    RUN(who_dies_before_it_posts_leaves_the_next_to_its_look);
     return report();
 }

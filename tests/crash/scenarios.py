@@ -181,17 +181,19 @@ def publishes_extra(stage: Stage, strike: Strike) -> None:
 
 
 def passes_the_wake_up_on(stage: Stage, strike: Strike) -> None:
-    """More wait than the leader posts: those whom the victim was to post find out by themselves."""
-    leader, victim, *others = stage.enter("leader", "victim", *["other"] * 9)
+    """It has posted the first, and taken it on itself to post the second."""
+    victim, *others = stage.enter("victim", "first", "second", "third")
     gate = stage.gate()
-    source = leader.leads(KEY, gate=str(gate))
-    victim.call(KEY, arm=strike.when("before"))
-    stage.followers(2)
+    source = victim.leads(KEY, gate=str(gate), arm=strike.when("before"))
     for other in others:
         other.call(KEY)
-    stage.followers(2 + len(others))
+    stage.followers(1 + len(others))
+    for other in others:
+        other.stop()  # or they could post each other before the victim comes to it
     gate.open()
     strike.hits(victim)
+    for other in others:
+        other.go_on()
     both_have(source, *[other.outcome() for other in others])
 
 
