@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "bell.h"
 #include "check.h"
 #include "crash.h"
 #include "digest.h"
@@ -224,7 +225,8 @@ static void wake_crowd_locked(struct uf_table *table, struct uf_wakes *wakes, st
     wake_next_locked(table, wakes, slot);
 }
 
-bool uf_pass_on(struct uf_table *table, const struct uf_flight *flight, enum uf_patience patience)
+static bool pass_on(struct uf_table *table, const struct uf_flight *flight,
+                    enum uf_patience patience, struct uf_bells *bells)
 {
     uint32_t group = uf_group_of(flight->slot);
     struct uf_slot *s = uf_slot(table, flight->slot);
@@ -237,17 +239,26 @@ bool uf_pass_on(struct uf_table *table, const struct uf_flight *flight, enum uf_
         wake_next_locked(table, &wakes, s);
     uf_group_unlock(table, group);
     UF_CRASH_POINT(PASS_UNLOCKED);
-    uf_post(table, &wakes);
+    uf_post_by(table, &wakes, bells);
     return wakes.count > 0;
 }
 
-void uf_announce(struct uf_table *table, const struct uf_flight *flight,
-                 const struct uf_wakes *wakes)
+void uf_pass_on(struct uf_table *table, const struct uf_flight *flight)
 {
-    uint32_t posted = wakes->count; /* none if nobody waited */
-    uf_post(table, wakes);
-    while (posted > 0 && posted < UF_FIRST_WAKES && uf_pass_on(table, flight, UF_WAIT))
+    struct uf_bells bells = UF_BELLS;
+    pass_on(table, flight, UF_TRY, &bells);
+    uf_bells_close(&bells);
+}
+
+void uf_announce(struct uf_table *table, const struct uf_flight *flight,
+                 const struct uf_wakes *wakes, uint32_t followers)
+{
+    struct uf_bells bells = UF_BELLS;
+    uint32_t most = followers < UF_FIRST_WAKES ? followers : UF_FIRST_WAKES;
+    uf_post_by(table, wakes, &bells);
+    for (uint32_t posted = 1; posted < most && pass_on(table, flight, UF_WAIT, &bells);)
         posted++;
+    uf_bells_close(&bells);
 }
 
 /* Ends a flight whose leaders died too often: its waiters raise, the key is free. */
@@ -514,7 +525,7 @@ enum uf_status uf_finish(struct uf_table *table, const struct uf_flight *flight,
     struct uf_wakes wakes;
     enum uf_status status =
         uf_finish_quietly(table, flight, result, patience, remains, &wakes);
-    uf_announce(table, flight, &wakes);
+    uf_announce(table, flight, &wakes, remains->followers);
     return status;
 }
 

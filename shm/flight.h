@@ -65,8 +65,9 @@ enum uf_status uf_finish(struct uf_table *table, const struct uf_flight *flight,
 enum uf_status uf_finish_quietly(struct uf_table *table, const struct uf_flight *flight,
                                  const struct uf_result *result, enum uf_patience patience,
                                  struct uf_remains *remains, struct uf_wakes *wakes);
+/* Several posts wait for the lock in between. */
 void uf_announce(struct uf_table *table, const struct uf_flight *flight,
-                 const struct uf_wakes *wakes);
+                 const struct uf_wakes *wakes, uint32_t followers);
 
 /* Ends the leadership without a result: a follower takes over.  Never fails: without the
  * lock the leader resigns. */
@@ -79,9 +80,9 @@ enum uf_status uf_abandon(struct uf_table *table, const struct uf_flight *flight
 enum uf_status uf_seal(struct uf_table *table, const struct uf_flight *flight,
                        enum uf_patience patience);
 
-/* Wakes the next waiter of a flight that is DONE; false if there is none, or no lock. By who has
- * ended it, or has just seen the end: before it does anything else, as each takes its time. */
-bool uf_pass_on(struct uf_table *table, const struct uf_flight *flight, enum uf_patience patience);
+/* Wakes the next waiter of a flight that is DONE, if the lock is free. By who has just seen the end,
+ * before it does anything else: whoever is woken takes its time. */
+void uf_pass_on(struct uf_table *table, const struct uf_flight *flight);
 
 /* With what a follower leaves; only counted. */
 enum uf_leaving { UF_LEAVING_EMPTY, UF_LEAVING_TIMED_OUT, UF_LEAVING_SERVED };

@@ -166,11 +166,11 @@ static void lead_dealloc(Handle *self)
 static void announce(Handle *self, const struct uf_wakes *wakes, uint32_t followers)
 {
     if (followers <= 1) {
-        uf_announce(core(self), &self->flight, wakes);
+        uf_announce(core(self), &self->flight, wakes, followers);
         return;
     }
     Py_BEGIN_ALLOW_THREADS
-    uf_announce(core(self), &self->flight, wakes);
+    uf_announce(core(self), &self->flight, wakes, followers);
     Py_END_ALLOW_THREADS
 }
 
@@ -1051,7 +1051,7 @@ static PyObject *shm_look(PyObject *module, PyObject *args)
         if (is_mine(follow))
             status = uf_poll(core(follow), &follow->flight, follow->owner, now_ns);
         if (status == UF_DONE)
-            uf_pass_on(core(follow), &follow->flight, UF_TRY);
+            uf_pass_on(core(follow), &follow->flight);
         if (status == UF_PENDING) {
             uint64_t look_ns = uf_next_look(core(follow), &follow->flight, now_ns);
             next_ns = look_ns < next_ns ? look_ns : next_ns;

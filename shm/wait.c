@@ -104,7 +104,7 @@ enum uf_status uf_wait(struct uf_table *table, const struct uf_flight *flight, u
         bool undisturbed;
         enum uf_status status = uf_poll(table, flight, owner, now_ns);
         if (status == UF_DONE)
-            uf_pass_on(table, flight, UF_TRY); /* if somebody is at it, when it leaves */
+            uf_pass_on(table, flight);
         if (status != UF_PENDING)
             return status;
         if (now_ns >= deadline_ns)
