@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -251,6 +252,44 @@ def test_a_handler_that_raises_at_any_moment_loses_no_waiter(table_name, hands, 
     assert hits > 20
     assert not hangs
     assert in_use == (0, 0)
+
+
+def share_at_any_moment(table_name, rounds):
+    """Lead and follow with large results while a handler raises; return how often it hit, and
+    which results are still open afterwards."""
+
+    def tick(*unused):
+        nonlocal armed
+        if armed:
+            armed = False  # once a call: not into the test's own handler as well
+            raise Tick
+
+    def function():
+        time.sleep(0.0003)
+        return bytes(100_000)
+
+    merger = Merger(table_name)
+    hits, armed = 0, False
+    with storm(tick, 0.0007):
+        for _ in range(rounds):
+            try:
+                armed = True
+                merger.execute("key", function)
+                armed = False
+            except Tick:
+                hits += 1
+    names = (os.readlink(link.path) for link in os.scandir("/proc/self/fd") if link.is_file())
+    return hits, [name for name in names if "~r" in name]
+
+
+@pytest.mark.shared
+def test_a_handler_that_raises_at_any_moment_leaves_no_large_result_open(table_name, hands):
+    Merger(table_name)
+    calls = [hands.start(share_at_any_moment, table_name, 3_000, where="forked") for _ in range(3)]
+    for call in calls:
+        hits, left = call.result(60)
+        assert hits > 100
+        assert left == []
 
 
 class InterruptedCodec(MsgpackCodec):

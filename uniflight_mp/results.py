@@ -10,12 +10,12 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from io import FileIO
 from typing import Final, NamedTuple, TypeVar
 
 from .core import Follow, Lead, Table, shm
-from .shmfile import SHM_DIR, unlink
+from .shmfile import SHM_DIR, path_of, unlink
 
 __all__ = [
     "MOST_BYTES",
@@ -66,26 +66,17 @@ class Extra(NamedTuple):
 def write_extra(extra: Extra, payload: memoryview) -> tuple[int, int]:
     """Put a payload into an extra segment; return its size in bytes and its checksum.
 
-    Raises:
-        OSError: there is no room, or no descriptor; nothing is left behind.
-    """
-    import posix_ipc
+    The segment is the caller's to remove, after an exception as well.
 
-    try:
-        fd: int = posix_ipc.SharedMemory("/" + extra.name, posix_ipc.O_CREX, mode=0o600).fd
-    except posix_ipc.Error as error:
-        raise OSError(f"the result's segment cannot be made: {error}") from error
-    try:
+    Raises:
+        OSError: there is no room, or no descriptor.
+    """
+    with _opened(extra, "made", os.O_CREAT | os.O_EXCL) as file:
         # write, not mmap: a full tmpfs is an error here, and would be a SIGBUS there.
         done = 0
         while done < len(payload):
-            done += os.write(fd, payload[done:])
-        return len(payload), shm.checksum(payload)
-    except BaseException:
-        extra.remove()
-        raise
-    finally:
-        os.close(fd)
+            done += os.write(file.fileno(), payload[done:])
+    return len(payload), shm.checksum(payload)
 
 
 def read_extra(extra: Extra, expected: tuple[int, int], decode: Callable[[memoryview], T]) -> T:
@@ -96,8 +87,9 @@ def read_extra(extra: Extra, expected: tuple[int, int], decode: Callable[[memory
         OSError: it cannot be opened or mapped.
     """
     size, checksum = expected
-    with _opened(extra, size) as fd:
-        mapped = mmap.mmap(fd, size, prot=mmap.PROT_READ)
+    with _opened(extra, "opened") as file:
+        _check_size(file, size)
+        mapped = mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)
     # Not closed by hand: a codec may have kept a view, and the mapping goes with the last one.
     payload = memoryview(mapped)
     _check(payload, checksum)
@@ -112,26 +104,29 @@ def read_extra_bytes(extra: Extra, expected: tuple[int, int]) -> bytes:
         OSError: it cannot be opened or read.
     """
     size, checksum = expected
-    with _opened(extra, size) as fd:
-        content = os.pread(fd, size, 0)
+    with _opened(extra, "opened") as file:
+        _check_size(file, size)
+        content = os.pread(file.fileno(), size, 0)
     _check(content, checksum)
     return content
 
 
-@contextmanager
-def _opened(extra: Extra, size: int) -> Iterator[int]:
-    import posix_ipc
+def _opened(extra: Extra, what: str, flags: int = 0) -> FileIO:
+    """Return the segment's descriptor as an object, which closes it when nobody has it any more.
 
+    A signal handler can raise where a bare descriptor has been returned and nobody has it yet. It
+    cannot between the steps of ``map``.
+    """
+    flags |= os.O_RDWR | os.O_NOFOLLOW
     try:
-        fd: int = posix_ipc.SharedMemory("/" + extra.name).fd
-    except posix_ipc.Error as error:
-        raise OSError(f"the result's segment cannot be opened: {error}") from error
-    try:
-        if os.fstat(fd).st_size != size:
-            raise ValueError("the result's segment has another size than was published")
-        yield fd
-    finally:
-        os.close(fd)
+        return next(map(FileIO, map(os.open, [path_of(extra.name)], [flags], [0o600])))
+    except OSError as error:
+        raise OSError(f"the result's segment cannot be {what}: {error}") from error
+
+
+def _check_size(file: FileIO, size: int) -> None:
+    if os.fstat(file.fileno()).st_size != size:
+        raise ValueError("the result's segment has another size than was published")
 
 
 def _check(content: bytes | memoryview, checksum: int) -> None:
