@@ -292,6 +292,40 @@ def test_a_handler_that_raises_at_any_moment_leaves_no_large_result_open(table_n
         assert left == []
 
 
+class StruckLead:
+    """A Lead; a signal handler raises as ``publish`` returns."""
+
+    def __init__(self, lead):
+        self.lead = lead
+
+    def __getattr__(self, name):
+        return getattr(self.lead, name)
+
+    def publish(self, *args):
+        self.lead.publish(*args)
+        raise Tick
+
+
+@pytest.mark.shared
+def test_a_leader_interrupted_when_it_has_published_leaves_followers_their_result(
+    merger, hands, followed, monkeypatch
+):
+    def function():
+        calls.append(hands.start(merger.flight, "key", never, where="forked"))
+        followed(merger)
+        return bytes(100_000)
+
+    calls, publish = [], Merger._publish_extra
+    monkeypatch.setattr(
+        Merger, "_publish_extra", lambda self, lead, *rest: publish(self, StruckLead(lead), *rest)
+    )
+    with pytest.raises(Tick):
+        merger.execute("key", function)
+    outcome = calls[0].result()
+    assert (outcome.role, len(outcome.value)) == (Role.FOLLOWER, 100_000)
+    assert usage(merger) == (0, 0)
+
+
 class InterruptedCodec(MsgpackCodec):
     """Is interrupted while it encodes, when the function has returned already."""
 

@@ -449,12 +449,11 @@ class BaseMerger:
 
     def _publish_extra(self, lead: Lead, value: object, payload: memoryview, kind: int) -> None:
         extra = Extra.of(lead, lead.epoch)
-        wanted = False
         try:
-            size_and_sum = write_extra(extra, payload)
-            wanted = lead.publish(kind, size_and_sum, value) and lead.followers > 0
+            lead.publish(kind, write_extra(extra, payload), value)
         finally:
-            if not wanted:  # fenced, everybody left meanwhile, or an exception on the way
+            # Fenced, everybody left meanwhile, or an exception before it was published.
+            if lead.followers == 0:
                 extra.remove()
 
     def _fail(self, lead: Lead, error: BaseException) -> None:
