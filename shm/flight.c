@@ -209,7 +209,7 @@ static void lead_locked(struct uf_table *table, const struct uf_caller *caller, 
     unseal_locked(table, slot);
 }
 
-/* The flight is DONE. Its first waiter is woken; from then on everybody who is awake passes on. */
+/* Of a flight that is DONE. */
 static void wake_next_locked(struct uf_table *table, struct uf_wakes *wakes, struct uf_slot *slot)
 {
     uint32_t next = UF_LOAD(slot->unposted);
@@ -219,6 +219,7 @@ static void wake_next_locked(struct uf_table *table, struct uf_wakes *wakes, str
     UF_STORE(slot->unposted, cell ? UF_LOAD(cell->next) : 0);
 }
 
+/* The flight is DONE. Its first waiter is woken; from then on everybody who is awake passes on. */
 static void wake_crowd_locked(struct uf_table *table, struct uf_wakes *wakes, struct uf_slot *slot)
 {
     UF_STORE(slot->unposted, UF_LOAD(slot->first));
@@ -498,8 +499,8 @@ static enum uf_status finish_locked(struct uf_table *table, const struct uf_flig
 }
 
 enum uf_status uf_finish_quietly(struct uf_table *table, const struct uf_flight *flight,
-                                  const struct uf_result *result, enum uf_patience patience,
-                                  struct uf_remains *remains, struct uf_wakes *wakes)
+                                 const struct uf_result *result, enum uf_patience patience,
+                                 struct uf_remains *remains, struct uf_wakes *wakes)
 {
     uint32_t group = uf_group_of(flight->slot);
     uf_wakes_init(wakes, group);

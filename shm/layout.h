@@ -170,7 +170,8 @@ struct uf_cell {
 /* One flight.  All words under the group's lock, but: waiters read `state`, `leader`,
  * `resigned`, times and (once DONE) the payload without, which their own cell makes
  * safe: a slot with a cell in its list is never reused.  `resigned` is set by the
- * leader without the lock, when it cannot get it. */
+ * leader without the lock, when it cannot get it.  `first` and `unposted` are read
+ * without it too, where a stale answer does no harm. */
 struct uf_slot {
     _Atomic uint32_t state;         /* enum uf_state; COMMIT of finish and abandon */
     _Atomic uint32_t key_bytes;     /* length of `key` */

@@ -162,11 +162,11 @@ static void lead_dealloc(Handle *self)
 }
 
 /* Several followers take several system calls, and threads of this process among them want the
- * interpreter lock at once. */
+ * interpreter lock at once. After a single one there is nobody to pass on to. */
 static void announce(Handle *self, const struct uf_wakes *wakes, uint32_t followers)
 {
     if (followers <= 1) {
-        uf_announce(core(self), &self->flight, wakes, followers);
+        uf_post(core(self), wakes);
         return;
     }
     Py_BEGIN_ALLOW_THREADS
