@@ -478,6 +478,27 @@ def test_a_stray_file_in_the_way_of_a_large_result_costs_the_leader_nothing(
 
 
 @pytest.mark.shared
+def test_what_somebody_put_in_the_place_of_a_large_result_costs_no_call(
+    table_name, hands, leading, followed
+):
+    merger = Merger(table_name, codec=RawCodec(), limits=SMALL)
+    leader = leading(merger, "key")
+    call = hands.start(raw_flight, merger, "key", give, b"own", where="forked")
+    followed(merger)
+    call.kill(19)  # SIGSTOP: it cannot fetch the result yet
+    leader.finish(b"v" * 5000)
+    (name,) = extra_segments(merger)
+    os.unlink(f"/dev/shm/{name}")
+    os.mkdir(f"/dev/shm/{name}")
+    try:
+        call.kill(18)
+        assert call.result() == (Role.SOLO, 3, b"o")
+        assert merger._segment.table.usage()[:2] == (0, 0)
+    finally:
+        os.rmdir(f"/dev/shm/{name}")
+
+
+@pytest.mark.shared
 def test_a_large_result_that_nobody_fetches_leaves_nothing(
     table_name, hands, leading, followed, until
 ):

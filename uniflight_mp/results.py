@@ -11,6 +11,7 @@ import mmap
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from io import FileIO
 from typing import Final, NamedTuple, TypeVar
 
@@ -59,8 +60,9 @@ class Extra(NamedTuple):
         return f"{self.segment}~r{self.inode:x}.{self.slot}.{self.epoch}"
 
     def remove(self) -> None:
-        """Remove it, if it is still there; who has it mapped keeps it."""
-        unlink(self.name)
+        """Remove it, if it is still there and ours; who has it mapped keeps it."""
+        with suppress(OSError):  # somebody has put something else there
+            unlink(self.name)
 
 
 def write_extra(extra: Extra, payload: memoryview) -> tuple[int, int]:
