@@ -16,7 +16,9 @@ static bool check_list(struct uf_table *table, uint32_t slot, uint32_t *linked,
     uint32_t group = uf_group_of(slot), index = slot % UF_GROUP_SLOTS;
     struct uf_slot *s = uf_slot(table, slot);
     uint32_t word = UF_LOAD(s->first), tail = 0, steps = 0;
-    uint32_t unposted = UF_LOAD(s->state) == UF_STATE_DONE ? UF_LOAD(s->unposted) : 0;
+    uint32_t unposted = UF_LOAD(s->unposted);
+    if (unposted != 0 && UF_LOAD(s->state) != UF_STATE_DONE)
+        return fault_at(fault, index, "a waiter is to be posted before the end");
     for (; word != 0; steps++) {
         struct uf_cell *cell = uf_cell_of(table, group, word);
         if (!cell)

@@ -195,7 +195,7 @@ struct uf_slot {
                                      * beside `attached` it means nothing */
     unsigned char key[UF_KEY_BYTES];
     _Atomic uint32_t unposted;      /* of a flight that is DONE: the cell + 1 of the first waiter
-                                     * that nobody has posted yet */
+                                     * that nobody has posted yet; 0 in any other state */
     unsigned char pad[12];
 };
 

@@ -403,10 +403,14 @@ class Desk:
             self._set_timer(_FIRST_LOOK)
 
     def _set_timer(self, seconds: float) -> None:
-        self._stop_timer()
+        former = self._timer
         if (self._followed or self._leased) and not self.reactor.is_closed():
             self._timer = self.reactor.call_later(seconds, self._look)
             self._look_at = time.monotonic() + seconds
+            if former is not None:  # last: better two timers than none, if a signal handler raises
+                former.cancel()
+        else:
+            self._stop_timer()
 
     def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None
