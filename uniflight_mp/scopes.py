@@ -119,8 +119,11 @@ class PerNuma:
 
     def partition(self) -> str:
         """Return the number of the node that the caller is on."""
-        cpu = shm.cpu()
-        return self._by_cpu.get(cpu) or self._look_up(cpu)
+        try:
+            return self._by_cpu[shm.cpu()]
+        except KeyError:
+            pass
+        return self._look_up(shm.cpu())
 
     def _look_up(self, cpu: int) -> str:
         """Name the node of a CPU that has come online since, or that nobody lists."""
