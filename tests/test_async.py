@@ -12,7 +12,7 @@ import time
 import warnings
 
 import pytest
-from crew import wait_for_followers
+from crew import wait_until
 
 from uniflight_mp import (
     AsyncMerger,
@@ -815,9 +815,9 @@ def test_a_leader_that_is_interrupted_while_it_encodes_is_replaced_elsewhere(
     run(main())
 
 
-def share_an_object(merger):
+def share_an_object(merger, gate):
     def function():
-        wait_for_followers(merger)
+        wait_until(gate.exists)
         return object()
 
     with warnings.catch_warnings():
@@ -825,14 +825,17 @@ def share_an_object(merger):
         merger.execute("key", function)
 
 
-def test_strict_followers_of_a_loop_raise_an_error_each(run, table_name, processes, until):
-    sync = Merger(table_name)
-    call = processes.start(share_an_object, sync)
+def test_strict_followers_of_a_loop_raise_an_error_each(
+    run, table_name, processes, until, tmp_path
+):
+    sync, gate = Merger(table_name), tmp_path / "gate"
+    call = processes.start(share_an_object, sync, gate)
     until(sync.flights)
 
     async def main():
         merger = AsyncMerger(table_name, strict=True)
         tasks = await start(*(merger.execute("key", asyncio.sleep, 0) for _ in range(2)))
+        gate.touch()
         errors = await asyncio.gather(*tasks, return_exceptions=True)
         assert [type(error) for error in errors] == [ResultNotShareable] * 2
         assert errors[0] is not errors[1]
