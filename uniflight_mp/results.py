@@ -117,7 +117,7 @@ def _opened(extra: Extra, what: str, flags: int = 0) -> FileIO:
     """Return the segment's descriptor as an object, which closes it when nobody has it any more.
 
     A signal handler can raise where a bare descriptor has been returned and nobody has it yet. It
-    cannot between the steps of ``map``.
+    cannot between the steps of ``map``; in Python 3.12 and later some are lost all the same.
     """
     flags |= os.O_RDWR | os.O_NOFOLLOW
     try:
