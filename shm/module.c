@@ -23,6 +23,7 @@
 #include "check.h"
 #include "crash.h"
 #include "digest.h"
+#include "extra.h"
 #include "process.h"
 #include "repair.h"
 #include "wait.h"
@@ -52,7 +53,13 @@ typedef struct {
 } Handle;
 
 typedef struct {
-    PyTypeObject *table_type, *lead_type, *follow_type;
+    PyObject_HEAD
+    void *data; /* mapped; NULL if it could not be */
+    Py_ssize_t bytes;
+} Extra;
+
+typedef struct {
+    PyTypeObject *table_type, *lead_type, *follow_type, *extra_type;
 } ModuleState;
 
 /* ---- keys ------------------------------------------------------------------------- */
@@ -875,6 +882,29 @@ static PyType_Slot table_slots[] = {{Py_tp_dealloc, table_dealloc},
 static PyType_Spec table_spec = {"uniflight_mp._shm.Table", sizeof(Table), 0, HANDLE_FLAGS,
                                  table_slots};
 
+/* ---- extra segments --------------------------------------------------------------- */
+
+static int extra_getbuffer(Extra *self, Py_buffer *view, int flags)
+{
+    return PyBuffer_FillInfo(view, (PyObject *)self, self->data, self->bytes, 1, flags);
+}
+
+static void extra_dealloc(Extra *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    if (self->data)
+        munmap(self->data, (size_t)self->bytes);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+static PyType_Slot extra_slots[] = {{Py_tp_dealloc, extra_dealloc},
+                                    {Py_bf_getbuffer, extra_getbuffer},
+                                    {Py_tp_doc, "A mapped extra segment, as a buffer."},
+                                    {0, NULL}};
+static PyType_Spec extra_spec = {"uniflight_mp._shm.Extra", sizeof(Extra), 0, HANDLE_FLAGS,
+                                 extra_slots};
+
 /* ---- module ----------------------------------------------------------------------- */
 
 static bool parse_limits(PyObject *args, int *fd, struct uf_limits *limits, Py_buffer *key)
@@ -1084,17 +1114,86 @@ static PyObject *shm_give_back(PyObject *module, PyObject *object)
     Py_RETURN_NONE;
 }
 
-static PyObject *shm_checksum(PyObject *Py_UNUSED(module), PyObject *data)
+/* write_extra(path, payload) -> checksum: makes the file of an extra segment; OSError. */
+static PyObject *shm_write_extra(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    Py_buffer buffer;
-    uint64_t sum;
-    if (PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE) != 0)
+    const char *path;
+    Py_buffer payload;
+    uint64_t sum = 0;
+    int error;
+    if (!PyArg_ParseTuple(args, "sy*", &path, &payload))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    sum = uf_checksum(buffer.buf, (size_t)buffer.len);
+    error = uf_extra_write(path, payload.buf, (size_t)payload.len);
+    if (error == 0)
+        sum = uf_checksum(payload.buf, (size_t)payload.len);
     Py_END_ALLOW_THREADS
-    PyBuffer_Release(&buffer);
-    return PyLong_FromUnsignedLongLong(sum);
+    PyBuffer_Release(&payload);
+    if (error == 0)
+        return PyLong_FromUnsignedLongLong(sum);
+    errno = error;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+static PyObject *extra_error(int error, bool same)
+{
+    if (error == EILSEQ)
+        return PyErr_Format(PyExc_ValueError, "it has another size than was published");
+    if (!same)
+        return PyErr_Format(PyExc_ValueError, "it fails its checksum");
+    errno = error;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+/* read_extra(path, size, checksum) -> bytes; OSError, or ValueError if it is something else. */
+static PyObject *shm_read_extra(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    const char *path;
+    unsigned long long sum;
+    Py_ssize_t bytes;
+    if (!PyArg_ParseTuple(args, "snK", &path, &bytes, &sum))
+        return NULL;
+    PyObject *content = PyBytes_FromStringAndSize(NULL, bytes);
+    if (!content)
+        return NULL;
+    char *data = PyBytes_AS_STRING(content);
+    int error;
+    bool same;
+    Py_BEGIN_ALLOW_THREADS
+    error = uf_extra_read(path, data, (size_t)bytes);
+    same = error == 0 && uf_checksum(data, (size_t)bytes) == sum;
+    Py_END_ALLOW_THREADS
+    if (same)
+        return content;
+    Py_DECREF(content);
+    return extra_error(error, same);
+}
+
+/* map_extra(path, size, checksum) -> Extra, a buffer; the same otherwise. */
+static PyObject *shm_map_extra(PyObject *module, PyObject *args)
+{
+    ModuleState *state = PyModule_GetState(module);
+    const char *path;
+    unsigned long long sum;
+    Py_ssize_t bytes;
+    if (!PyArg_ParseTuple(args, "snK", &path, &bytes, &sum))
+        return NULL;
+    Extra *extra = PyObject_New(Extra, state->extra_type);
+    if (!extra)
+        return NULL;
+    extra->bytes = bytes;
+    int error;
+    bool same;
+    Py_BEGIN_ALLOW_THREADS
+    error = uf_extra_map(path, (size_t)bytes, &extra->data);
+    same = error == 0 && uf_checksum(extra->data, (size_t)bytes) == sum;
+    Py_END_ALLOW_THREADS
+    if (error != 0)
+        extra->data = NULL;
+    if (same)
+        return (PyObject *)extra;
+    Py_DECREF(extra);
+    return extra_error(error, same);
 }
 
 static PyObject *shm_format(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
@@ -1132,7 +1231,9 @@ static PyMethodDef module_methods[] = {
     {"attach", shm_attach, METH_VARARGS, PyDoc_STR("Map a table.")},
     {"look", shm_look, METH_VARARGS, PyDoc_STR("Which Follows have news, and when to look again.")},
     {"give_back", shm_give_back, METH_O, PyDoc_STR("Let go of a flight, if it is one.")},
-    {"checksum", shm_checksum, METH_O, PyDoc_STR("Checksum of an extra segment's content.")},
+    {"write_extra", shm_write_extra, METH_VARARGS, PyDoc_STR("Make an extra segment.")},
+    {"map_extra", shm_map_extra, METH_VARARGS, PyDoc_STR("An extra segment, mapped.")},
+    {"read_extra", shm_read_extra, METH_VARARGS, PyDoc_STR("Content of an extra segment.")},
     {"format", shm_format, METH_NOARGS, PyDoc_STR("Number of the layout and ABI.")},
 #ifdef UNIFLIGHT_CRASH_POINTS
     {"arm", shm_arm, METH_VARARGS, PyDoc_STR("Arm a crash point.")},
@@ -1205,7 +1306,8 @@ static int module_exec(PyObject *module)
     state->table_type = add_type(module, &table_spec);
     state->lead_type = add_type(module, &lead_spec);
     state->follow_type = add_type(module, &follow_spec);
-    if (!state->table_type || !state->lead_type || !state->follow_type)
+    state->extra_type = add_type(module, &extra_spec);
+    if (!state->table_type || !state->lead_type || !state->follow_type || !state->extra_type)
         return -1;
     for (size_t i = 0; i < sizeof constants / sizeof *constants; i++)
         if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value) != 0)
@@ -1223,6 +1325,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->table_type);
     Py_VISIT(state->lead_type);
     Py_VISIT(state->follow_type);
+    Py_VISIT(state->extra_type);
     return 0;
 }
 
@@ -1232,6 +1335,7 @@ static int module_clear(PyObject *module)
     Py_CLEAR(state->table_type);
     Py_CLEAR(state->lead_type);
     Py_CLEAR(state->follow_type);
+    Py_CLEAR(state->extra_type);
     return 0;
 }
 

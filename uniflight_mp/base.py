@@ -37,7 +37,7 @@ from .keys import encode_key
 from .limits import Limits
 from .options import UNSET, Options, Unset
 from .outcome import Outcome, Role
-from .results import MOST_BYTES, Extra, read_extra, read_extra_bytes, write_extra
+from .results import Extra, map_extra, read_extra, write_extra
 from .scopes import PerCore, PerHost, PerNuma, PerProcess, Scope, check_scope, is_divided
 from .segment import (
     CARE_LOCK_SECONDS,
@@ -421,7 +421,7 @@ class BaseMerger:
     def _is_payload(self, value: object) -> TypeGuard[bytes]:
         """Tell whether ``value`` need not be encoded, as the codec gives it back as it is."""
         codec = self._codec
-        if type(value) is not bytes or len(value) > MOST_BYTES:
+        if type(value) is not bytes:
             return False
         if type(codec) is MsgpackCodec:
             return len(value) <= codec.max_bytes
@@ -503,13 +503,13 @@ class BaseMerger:
             return {"value": local[0]}
         if kind == shm.PAYLOAD_VALUE:
             return {"value": self._codec.decode(memoryview(payload))}
-        if kind == shm.PAYLOAD_EXTRA_BYTES and extra is not None:
-            value = read_extra_bytes(extra, payload)
-            if not self._is_payload(value):
-                raise ValueError("it is bytes, and this process has another codec, or limit")
-            return {"value": value}
         if extra is not None:
-            return {"value": read_extra(extra, payload, self._codec.decode)}
+            if kind == shm.PAYLOAD_EXTRA:
+                return {"value": self._codec.decode(map_extra(extra, payload))}
+            content = read_extra(extra, payload)
+            if not self._is_payload(content):
+                raise ValueError("it is bytes, and this process has another codec, or limit")
+            return {"value": content}
         if kind == shm.PAYLOAD_ERROR:
             return {"failure": payload}
         if kind == shm.PAYLOAD_DIED:

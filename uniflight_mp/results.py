@@ -7,31 +7,25 @@ what a crash leaves behind can be told from what is still in use.
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from io import FileIO
-from typing import Final, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from .core import Follow, Lead, Table, shm
 from .shmfile import SHM_DIR, path_of, unlink
 
 __all__ = [
-    "MOST_BYTES",
     "Extra",
     "extra_segments",
+    "map_extra",
     "read_extra",
-    "read_extra_bytes",
     "reap_results",
     "write_extra",
 ]
 
 T = TypeVar("T")
-
-MOST_BYTES: Final = 0x7FFFF000
-"""So many the kernel reads at once."""
 
 _LEADERSHIP = re.compile(r"~r([0-9a-f]+)\.(\d+)\.(\d+)$")
 
@@ -73,67 +67,38 @@ def write_extra(extra: Extra, payload: memoryview) -> tuple[int, int]:
     Raises:
         OSError: there is no room, or no descriptor.
     """
-    with _opened(extra, "made", os.O_CREAT | os.O_EXCL) as file:
-        # write, not mmap: a full tmpfs is an error here, and would be a SIGBUS there.
-        done = 0
-        while done < len(payload):
-            done += os.write(file.fileno(), payload[done:])
-    return len(payload), shm.checksum(payload)
+    try:
+        return len(payload), shm.write_extra(path_of(extra.name), payload)
+    except OSError as error:
+        raise OSError(f"the result's segment cannot be made: {error}") from error
 
 
-def read_extra(extra: Extra, expected: tuple[int, int], decode: Callable[[memoryview], T]) -> T:
-    """Decode the payload in an extra segment, in place.
-
-    Raises:
-        ValueError: it is not the payload that was published, or ``decode`` says so.
-        OSError: it cannot be opened or mapped.
-    """
-    size, checksum = expected
-    with _opened(extra, "opened") as file:
-        _check_size(file, size)
-        mapped = mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)
-    # Not closed by hand: a codec may have kept a view, and the mapping goes with the last one.
-    payload = memoryview(mapped)
-    _check(payload, checksum)
-    return decode(payload)
-
-
-def read_extra_bytes(extra: Extra, expected: tuple[int, int]) -> bytes:
-    """Return the content of an extra segment: read, as pages are copied faster than mapped.
+def read_extra(extra: Extra, expected: tuple[int, int]) -> bytes:
+    """Return the content of an extra segment.
 
     Raises:
         ValueError: it is not what was published.
         OSError: it cannot be opened or read.
     """
-    size, checksum = expected
-    with _opened(extra, "opened") as file:
-        _check_size(file, size)
-        content = os.pread(file.fileno(), size, 0)
-    _check(content, checksum)
-    return content
+    return _whole(shm.read_extra, extra, expected)
 
 
-def _opened(extra: Extra, what: str, flags: int = 0) -> FileIO:
-    """Return the segment's descriptor as an object, which closes it when nobody has it any more.
+def map_extra(extra: Extra, expected: tuple[int, int]) -> memoryview:
+    """Return the same in place, for a codec, which makes its own copy of what it needs.
 
-    A signal handler can raise where a bare descriptor has been returned and nobody has it yet. It
-    cannot between the steps of ``map``; in Python 3.12 and later some are lost all the same.
+    The mapping goes with the last view of it: a codec may have kept one.
+
+    Raises:
+        ValueError, OSError: see ``read_extra``.
     """
-    flags |= os.O_RDWR | os.O_NOFOLLOW
+    return memoryview(_whole(shm.map_extra, extra, expected))
+
+
+def _whole(how: Callable[[str, int, int], T], extra: Extra, expected: tuple[int, int]) -> T:
     try:
-        return next(map(FileIO, map(os.open, [path_of(extra.name)], [flags], [0o600])))
-    except OSError as error:
-        raise OSError(f"the result's segment cannot be {what}: {error}") from error
-
-
-def _check_size(file: FileIO, size: int) -> None:
-    if os.fstat(file.fileno()).st_size != size:
-        raise ValueError("the result's segment has another size than was published")
-
-
-def _check(content: bytes | memoryview, checksum: int) -> None:
-    if shm.checksum(content) != checksum:
-        raise ValueError("the result's segment fails its checksum")
+        return how(path_of(extra.name), *expected)
+    except (OSError, ValueError) as error:
+        raise type(error)(f"the result's segment cannot be read: {error}") from error
 
 
 def extra_segments(segment: str) -> list[str]:

@@ -1,0 +1,81 @@
+#include "extra.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static int write_all(int fd, const char *data, size_t bytes)
+{
+    while (bytes > 0) {
+        /* write, not mmap: a full tmpfs is an error here, and would be a SIGBUS there. */
+        ssize_t done = write(fd, data, bytes);
+        if (done < 0 && errno != EINTR)
+            return errno;
+        if (done > 0) {
+            data += done;
+            bytes -= (size_t)done;
+        }
+    }
+    return 0;
+}
+
+static int read_all(int fd, char *data, size_t bytes)
+{
+    while (bytes > 0) {
+        ssize_t done = read(fd, data, bytes);
+        if (done == 0)
+            return EILSEQ; /* cut off since */
+        if (done < 0 && errno != EINTR)
+            return errno;
+        if (done > 0) {
+            data += done;
+            bytes -= (size_t)done;
+        }
+    }
+    return 0;
+}
+
+static int open_to_read(const char *path, size_t bytes, int *fd)
+{
+    struct stat status;
+    *fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (*fd < 0)
+        return errno;
+    int error = fstat(*fd, &status) != 0 ? errno : (size_t)status.st_size != bytes ? EILSEQ : 0;
+    if (error != 0)
+        close(*fd);
+    return error;
+}
+
+int uf_extra_write(const char *path, const void *data, size_t bytes)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return errno;
+    int error = write_all(fd, data, bytes);
+    close(fd);
+    return error;
+}
+
+int uf_extra_read(const char *path, void *data, size_t bytes)
+{
+    int fd, error = open_to_read(path, bytes, &fd);
+    if (error != 0)
+        return error;
+    error = read_all(fd, data, bytes);
+    close(fd);
+    return error;
+}
+
+int uf_extra_map(const char *path, size_t bytes, void **data)
+{
+    int fd, error = open_to_read(path, bytes, &fd);
+    if (error != 0)
+        return error;
+    *data = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
+    error = *data == MAP_FAILED ? errno : 0;
+    close(fd);
+    return error;
+}
