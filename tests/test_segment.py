@@ -224,19 +224,19 @@ def test_a_lock_whose_file_was_replaced_meanwhile_is_taken_again(table_name, mon
     from uniflight_mp.shmfile import locked
 
     path = path_of(segment_name(table_name)) + "~lock"
-    acquire, seen = filelock.FileLock.acquire, []
+    lock, seen = filelock.lock_descriptor, []
 
-    def acquire_and_lose(lock):
-        proxy = acquire(lock)
+    def lock_and_lose(*args, **options):
+        is_held = lock(*args, **options)
         seen.append(os.stat(path).st_ino)
         if len(seen) == 1:  # an outsider removes it
             os.unlink(path)
         elif len(seen) == 2:  # and another process has its own already
             os.rename(path, path + "-kept")
             plain_file(path)
-        return proxy
+        return is_held
 
-    monkeypatch.setattr(filelock.FileLock, "acquire", acquire_and_lose)
+    monkeypatch.setattr(filelock, "lock_descriptor", lock_and_lose)
     with locked(segment_name(table_name), table_name):
         os.unlink(path + "-kept")
         assert os.stat(path).st_ino == seen[2]

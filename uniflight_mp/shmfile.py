@@ -11,8 +11,10 @@ import errno
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from typing import Final, NamedTuple
 
 from .core import shm
@@ -36,6 +38,7 @@ SHM_DIR: Final = "/dev/shm"
 PREFIX: Final = "uniflight"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SCOPE = re.compile(r"[A-Za-z0-9_]{1,24}")
+_POLL_SECONDS: Final = 0.002
 LOCK_SECONDS: Final = 10.0  # creating a table takes milliseconds; a holder may be stopped
 
 
@@ -160,36 +163,44 @@ def locked(segment: str, name: str, seconds: float = LOCK_SECONDS) -> Iterator[N
     import filelock
 
     path = path_of(segment) + "~lock"
-    if not os.path.isdir(SHM_DIR):  # filelock would make it, on disk
+    if not os.path.isdir(SHM_DIR):
         raise TableUnavailable(
             "unsupported", f"{SHM_DIR} does not exist; mount a tmpfs there", name
         )
-    lock = filelock.FileLock(path, timeout=seconds, mode=0o600, poll_interval=0.002)
     is_ours = False
     while not is_ours:
-        fd = _open_lock(path, name)  # kept open, so that no other file gets its inode
-        try:
+        # An object, which closes it wherever an exception strikes, and so lets go of the lock.
+        with FileIO(_open_lock(path, name), "r+") as file:
             try:
-                lock.acquire()
-            except filelock.Timeout as error:
-                raise TableUnavailable(
-                    "locked",
-                    f"another process has been creating or removing the table for {seconds:g} s; "
-                    f"is it stopped? See who has {path} open",
-                    name,
-                ) from error
-            # The path led to this file before it was locked and does now, so it is this file that
-            # is locked: a file that was removed, as ``destroy`` does, never gets its name back.
-            is_ours = _is_at(path, fd)
-            if is_ours:
-                yield
-        finally:
-            # Nothing was made, or all was removed. Who waits for the lock sees that its file has
-            # no name, and starts over.
-            if is_ours and not os.path.lexists(path_of(segment)):
-                unlink(segment + "~lock")
-            os.close(fd)
-            lock.release()
+                _lock(file, path, name, seconds)
+                # The path led to this file before it was locked and does now, so it is this file
+                # that is locked: one that was removed, as ``destroy`` does, never gets its name
+                # back.
+                is_ours = _is_at(path, file)
+                if is_ours:
+                    yield
+            finally:
+                # Nothing was made, or all was removed. Who waits for the lock sees that its file
+                # has no name, and starts over.
+                if is_ours and not os.path.lexists(path_of(segment)):
+                    unlink(segment + "~lock")
+                # Closing is not enough: a child that was forked meanwhile has it open, too.
+                filelock.unlock_descriptor(file.fileno())
+
+
+def _lock(file: FileIO, path: str, name: str, seconds: float) -> None:
+    import filelock
+
+    end = time.monotonic() + seconds
+    while not filelock.lock_descriptor(file.fileno(), blocking=False):
+        if time.monotonic() >= end:
+            raise TableUnavailable(
+                "locked",
+                f"another process has been creating or removing the table for {seconds:g} s; "
+                f"is it stopped? See who has {path} open",
+                name,
+            )
+        time.sleep(_POLL_SECONDS)
 
 
 def _open_lock(path: str, name: str) -> int:
@@ -214,9 +225,9 @@ def _open_lock(path: str, name: str) -> int:
     return fd
 
 
-def _is_at(path: str, fd: int) -> bool:
+def _is_at(path: str, file: FileIO) -> bool:
     try:
-        return os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False))
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path, follow_symlinks=False))
     except FileNotFoundError:
         return False
 
