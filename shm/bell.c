@@ -16,7 +16,7 @@ static int ringing_socket(struct uf_bells *bells)
     return bells->socket - 1;
 }
 
-static void ring_loop(struct uf_bells *bells, const unsigned char *doorbell)
+void uf_ring_loop(struct uf_bells *bells, const unsigned char *doorbell)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     socklen_t length = offsetof(struct sockaddr_un, sun_path) + 1; /* abstract: a NUL first */
@@ -33,7 +33,7 @@ static void ring_loop(struct uf_bells *bells, const unsigned char *doorbell)
 void uf_ring(struct uf_bells *bells, struct uf_cell *cell)
 {
     if (UF_LOAD(cell->bell) == UF_BELL_SOCKET)
-        ring_loop(bells, cell->doorbell);
+        uf_ring_loop(bells, cell->doorbell);
     else
         sem_post(&cell->semaphore);
 }

@@ -13,6 +13,7 @@ struct uf_bells {
 /* Never blocks, never fails: a waiter that is not woken looks for itself a little later.
  * A cell that changed hands meanwhile wakes somebody who finds nothing to do. */
 void uf_ring(struct uf_bells *bells, struct uf_cell *cell);
+void uf_ring_loop(struct uf_bells *bells, const unsigned char *doorbell);
 void uf_bells_close(struct uf_bells *bells);
 
 /* Takes what has rung at a loop's socket; no more than a socket queues, in case that the descriptor

@@ -27,6 +27,7 @@
 #include "process.h"
 #include "repair.h"
 #include "wait.h"
+#include "watcher.h"
 
 #define SIGNAL_CHECK_NS UINT64_C(50000000)
 #define UF_MAX_NODES 1024 /* what the kernel can be built for */
@@ -1054,18 +1055,40 @@ static PyObject *shm_attach(PyObject *module, PyObject *args)
     return new_table(state, mapping, path, encode, read_only);
 }
 
-/* look(follows, bell) -> (indices, delay_ns): which of a sequence of Follows have news, and in how
- * many nanoseconds to look at the others again if nobody rings. Before that it takes the rings from
- * the descriptor `bell`, unless that is -1: what rings after the look makes it readable again. */
+/* What `look` finds out about one flight; whether it has news. */
+static bool look_at(Handle *follow, const unsigned char *doorbell, uint64_t now_ns,
+                    uint64_t *next_ns)
+{
+    enum uf_status status = UF_DAMAGED;
+    if (is_mine(follow))
+        status = uf_poll(core(follow), &follow->flight, follow->owner, now_ns);
+    if (status == UF_DONE)
+        uf_pass_on(core(follow), &follow->flight);
+    if (status != UF_PENDING)
+        return true;
+    uint64_t look_ns = uf_next_look_of_loop(core(follow), &follow->flight, doorbell, now_ns);
+    *next_ns = look_ns < *next_ns ? look_ns : *next_ns;
+    return false;
+}
+
+/* look(follows, doorbell, fd) -> (indices, delay_ns): which of a sequence of Follows have news, and
+ * in how many nanoseconds to look at the others again if nobody rings. For some seconds from here the
+ * loop is rung when one of their leaders ends, too, unless `unwatch` takes that back. Before the look it
+ * takes the rings from the loop's descriptor, unless that is -1: what rings after the look makes it
+ * readable again. */
 static PyObject *shm_look(PyObject *module, PyObject *args)
 {
     ModuleState *state = PyModule_GetState(module);
-    PyObject *follows;
-    int bell;
-    if (!PyArg_ParseTuple(args, "Oi", &follows, &bell))
+    PyObject *follows, *bell;
+    int fd;
+    bool ok;
+    if (!PyArg_ParseTuple(args, "OOi", &follows, &bell, &fd))
         return NULL;
-    if (bell >= 0)
-        uf_take_rings(bell);
+    const unsigned char *doorbell = parse_doorbell(bell, &ok);
+    if (!ok)
+        return NULL;
+    if (fd >= 0)
+        uf_take_rings(fd);
     uint64_t now_ns = uf_now_ns(), next_ns = now_ns + UF_WATCH_OTHERS_NS;
     PyObject *sequence = PySequence_Fast(follows, "look takes a sequence of Follows");
     PyObject *indices = sequence ? PyList_New(0) : NULL;
@@ -1077,16 +1100,8 @@ static PyObject *shm_look(PyObject *module, PyObject *args)
             Py_CLEAR(indices);
             break;
         }
-        enum uf_status status = UF_DAMAGED;
-        if (is_mine(follow))
-            status = uf_poll(core(follow), &follow->flight, follow->owner, now_ns);
-        if (status == UF_DONE)
-            uf_pass_on(core(follow), &follow->flight);
-        if (status == UF_PENDING) {
-            uint64_t look_ns = uf_next_look(core(follow), &follow->flight, now_ns);
-            next_ns = look_ns < next_ns ? look_ns : next_ns;
+        if (!look_at(follow, doorbell, now_ns, &next_ns))
             continue;
-        }
         PyObject *index = PyLong_FromSsize_t(i);
         if (!index || PyList_Append(indices, index) != 0)
             Py_CLEAR(indices);
@@ -1096,6 +1111,17 @@ static PyObject *shm_look(PyObject *module, PyObject *args)
     if (!indices)
         return NULL;
     return Py_BuildValue("NK", indices, (unsigned long long)(next_ns - now_ns));
+}
+
+/* unwatch(doorbell): no leader's end rings that loop from here on. */
+static PyObject *shm_unwatch(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    bool ok;
+    const unsigned char *doorbell = parse_doorbell(argument, &ok);
+    if (!ok)
+        return NULL;
+    uf_watcher_forget_loop(doorbell);
+    Py_RETURN_NONE;
 }
 
 /* give_back(anything): a Lead is abandoned, a Follow leaves; anything else is let be.  One C call,
@@ -1230,6 +1256,7 @@ static PyMethodDef module_methods[] = {
     {"segment_bytes", shm_segment_bytes, METH_VARARGS, PyDoc_STR("Size of a table.")},
     {"attach", shm_attach, METH_VARARGS, PyDoc_STR("Map a table.")},
     {"look", shm_look, METH_VARARGS, PyDoc_STR("Which Follows have news, and when to look again.")},
+    {"unwatch", shm_unwatch, METH_O, PyDoc_STR("Watch no leader for a loop any more.")},
     {"give_back", shm_give_back, METH_O, PyDoc_STR("Let go of a flight, if it is one.")},
     {"write_extra", shm_write_extra, METH_VARARGS, PyDoc_STR("Make an extra segment.")},
     {"map_extra", shm_map_extra, METH_VARARGS, PyDoc_STR("An extra segment, mapped.")},

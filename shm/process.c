@@ -9,6 +9,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "watcher.h"
+
 #define CARE_INTERVAL_NS UINT64_C(100000000)
 
 /* The kernel follows 2,048 robust mutexes of a thread (ROBUST_LIST_LIMIT), those that it took last:
@@ -44,6 +46,7 @@ static void unmap_if_unused(struct uf_mapping *mapping)
         link = &(*link)->next;
     *link = mapping->next;
     uf_table_detach(&mapping->table);
+    uf_watcher_forget_memory(mapping->table.base, mapping->table.bytes);
     munmap(mapping->table.base, mapping->table.bytes);
     free(mapping);
 }
@@ -77,10 +80,12 @@ static void thread_ends(void *unused)
 static void before_fork(void)
 {
     pthread_mutex_lock(&mappings_lock);
+    uf_watcher_before_fork();
 }
 
 static void after_fork_in_parent(void)
 {
+    uf_watcher_after_fork_in_parent();
     pthread_mutex_unlock(&mappings_lock);
 }
 
@@ -97,6 +102,7 @@ static void after_fork_in_child(void)
         m->seats = 0;
         m->table.pid = (uint32_t)getpid();
     }
+    uf_watcher_after_fork_in_child();
     atomic_fetch_add(&fork_count, 1);
     pthread_mutex_unlock(&mappings_lock);
 }

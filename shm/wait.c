@@ -4,6 +4,7 @@
 
 #include "repair.h"
 #include "watch.h"
+#include "watcher.h"
 
 bool uf_owns_cell(const struct uf_table *table, const struct uf_flight *flight, uint64_t owner)
 {
@@ -68,6 +69,21 @@ uint64_t uf_next_look(const struct uf_table *table, const struct uf_flight *flig
     return earlier(now_ns + step, end_of_lease(slot, now_ns));
 }
 
+/* Of a first waiter that is told of its leader's end. */
+static uint64_t next_look_if_told(const struct uf_slot *slot, uint64_t now_ns)
+{
+    return earlier(now_ns + UF_WATCH_BACKSTOP_NS, end_of_lease(slot, now_ns));
+}
+
+uint64_t uf_next_look_of_loop(const struct uf_table *table, const struct uf_flight *flight,
+                              const unsigned char *doorbell, uint64_t now_ns)
+{
+    const struct uf_slot *slot = uf_slot(table, flight->slot);
+    if (is_first(slot, flight) && uf_watcher_add(table, UF_LOAD(slot->leader), doorbell))
+        return next_look_if_told(slot, now_ns);
+    return uf_next_look(table, flight, now_ns);
+}
+
 bool uf_is_joinable(const struct uf_table *table, const struct uf_flight *flight)
 {
     const struct uf_slot *slot = uf_slot(table, flight->slot);
@@ -110,7 +126,7 @@ enum uf_status uf_wait(struct uf_table *table, const struct uf_flight *flight, u
         if (now_ns >= deadline_ns)
             return UF_TIMED_OUT;
         if (is_first(slot, flight) && uf_watch_arm(table, UF_LOAD(slot->leader), &watch)) {
-            until_ns = earlier(now_ns + UF_WATCH_BACKSTOP_NS, end_of_lease(slot, now_ns));
+            until_ns = next_look_if_told(slot, now_ns);
             undisturbed = uf_watch_sleep(&watch, semaphore, earlier(until_ns, deadline_ns));
         } else {
             until_ns = uf_next_look(table, flight, now_ns);

@@ -6,10 +6,10 @@
 #include "flight.h"
 
 /* The first waiter of a flight watches its leader. A thread has the kernel end its sleep when
- * the leader ends (watch.h), tens of microseconds later, and looks now and then for what is no
- * death: a leader that was stopped between its last write and its posts, or that gave up without
- * the lock. Where the kernel cannot do that, and in event loops, the first waiter finds a death by
- * looking, every 1% of the flight's age within bounds: after less than a millisecond in a young
+ * the leader ends (watch.h), and an event loop is rung by a thread that does (watcher.h), tens of
+ * microseconds later; both look now and then for what is no death: a leader that was stopped
+ * between its last write and its posts, or that gave up without the lock. Where the kernel cannot
+ * do that, the first waiter finds a death by looking, every 1% of the flight's age within bounds: after less than a millisecond in a young
  * flight, at a hundred looks a second at most in an old one. The other waiters look rarely, for
  * the case that the leader and the first waiter died together. */
 #define UF_WATCH_BACKSTOP_NS UINT64_C(50000000)
@@ -25,6 +25,10 @@ enum uf_status uf_poll(struct uf_table *table, const struct uf_flight *flight, u
 /* When to look again, if nobody rings: CLOCK_MONOTONIC. */
 uint64_t uf_next_look(const struct uf_table *table, const struct uf_flight *flight,
                       uint64_t now_ns);
+
+/* The same for a loop, which may be rung from here on when the flight's leader ends. */
+uint64_t uf_next_look_of_loop(const struct uf_table *table, const struct uf_flight *flight,
+                              const unsigned char *doorbell, uint64_t now_ns);
 
 /* Whether the flight still takes callers: it runs, and its key finds it. Without the lock;
  * for callers that join inside a process. */

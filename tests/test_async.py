@@ -370,40 +370,6 @@ def test_a_killed_leader_is_replaced_by_a_waiting_loop(run, table_name, processe
     run(main())
 
 
-def test_a_loop_that_goes_on_joining_flights_does_not_put_off_its_looks(
-    run, table_name, processes, until
-):
-    sync, done = Merger(table_name), threading.Event()
-    call = processes.start(sync.execute, "key", time.sleep, 60)
-    until(sync.flights)
-
-    def lead_many():
-        leads = [sync._begin(n) for n in range(500)]
-        led.set()
-        done.wait(BOUND)
-        for lead in leads:
-            lead.abandon()
-
-    led = threading.Event()
-    others = threading.Thread(target=lead_many)
-    others.start()
-    led.wait(BOUND)
-
-    async def main():
-        merger = AsyncMerger(table_name)
-        (next_one,) = await start(merger.execute("key", asyncio.sleep, 0, "next"))
-        call.kill()
-        joined = []
-        while not next_one.done() and len(joined) < 500:
-            joined += await start(merger.execute(len(joined), asyncio.sleep, 0, "own"))
-        assert next_one.done(), "a look was put off for as long as flights were joined"
-        done.set()
-        await asyncio.gather(*joined)
-
-    run(main())
-    others.join()
-
-
 def test_a_superseded_leader_keeps_its_late_value_from_the_followers_of_its_loop(
     run, table_name, hands, until
 ):
