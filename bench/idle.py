@@ -1,8 +1,8 @@
 """What waiting costs a process: 1,000 flights waited for in one event loop, then none.
 
 Another process leads the flights. What the kernel has counted for the waiting process is read
-from outside, so that "nothing runs" is a zero: the time it was on a core, and how often it went
-to sleep. A sample is a second. In between its tasks are cancelled; the table stays open.
+from outside, so that "nothing runs" is a zero: the time its threads were on a core, and how often
+they went to sleep. A sample is a second. In between its tasks are cancelled; the table stays open.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import psutil
 
@@ -22,7 +23,7 @@ __all__ = ["run"]
 
 FLIGHTS = 1000
 _LIMITS = Limits(flights=4 * FLIGHTS)  # the keys do not spread evenly over the table
-_AGE = 2.0  # seconds; a younger flight is looked at more often
+_AGE = 3.0  # seconds
 _SAMPLE = 1.0
 
 
@@ -54,23 +55,22 @@ def _call_in_loop(connection: Connection, table: str) -> None:
 def _sample(pid: int, samples: int) -> tuple[list[float], list[float]]:
     """Return the percentages of a core, and how often the process went to sleep in a second."""
     shares, sleeps = [], []
-    process = psutil.Process(pid)
+    threads = [thread.id for thread in psutil.Process(pid).threads()]
     for _ in range(samples):
-        before, started_ns = (_busy_ns(pid), _sleeps(process)), time.monotonic_ns()
+        before, started_ns = (_busy_ns(threads), _sleeps(threads)), time.monotonic_ns()
         time.sleep(_SAMPLE)
         took_ns = time.monotonic_ns() - started_ns
-        shares.append(100 * (_busy_ns(pid) - before[0]) / took_ns)
-        sleeps.append(1e9 * (_sleeps(process) - before[1]) / took_ns)
+        shares.append(100 * (_busy_ns(threads) - before[0]) / took_ns)
+        sleeps.append(1e9 * (_sleeps(threads) - before[1]) / took_ns)
     return shares, sleeps
 
 
-def _busy_ns(pid: int) -> int:
-    with open(f"/proc/{pid}/schedstat") as file:
-        return int(file.read().split()[0])
+def _busy_ns(threads: list[int]) -> int:
+    return sum(int(Path(f"/proc/{thread}/schedstat").read_text().split()[0]) for thread in threads)
 
 
-def _sleeps(process: psutil.Process) -> int:
-    return process.num_ctx_switches().voluntary
+def _sleeps(threads: list[int]) -> int:
+    return sum(psutil.Process(thread).num_ctx_switches().voluntary for thread in threads)
 
 
 def _rows(pid: int, what: str, samples: int, targets: tuple[str, str]) -> list[Row]:
@@ -95,6 +95,6 @@ def run(quick: bool) -> list[Row]:
         rows = _rows(follower.pid, f"{waited_for:,} flights waited for", samples, ("< 1", ""))
         following.send("stop")
         receive(following)
-        time.sleep(_SAMPLE)  # it has yet to go to sleep
+        time.sleep(_AGE)  # its threads have yet to go to sleep, or to end
         rows += _rows(follower.pid, "nobody waits", samples, ("0", "0"))
     return rows
