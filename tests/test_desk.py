@@ -54,6 +54,17 @@ async def forever():
     await asyncio.Event().wait()
 
 
+class Work:
+    """A coroutine function that returns its value when it is told."""
+
+    def __init__(self, value):
+        self.value, self.released = value, asyncio.Event()
+
+    async def __call__(self):
+        await self.released.wait()
+        return self.value
+
+
 def descriptors():
     return len(os.listdir("/proc/self/fd"))
 
@@ -258,19 +269,14 @@ def test_a_call_under_way_is_joined_through_a_new_merger_when_its_own_is_closed(
     new_loop, table_name
 ):
     async def main():
-        merger, go = AsyncMerger(table_name), asyncio.Event()
-
-        async def value():
-            await go.wait()
-            return "value"
-
-        (leader,) = await start(merger.execute("key", value))
+        merger, work = AsyncMerger(table_name), Work("value")
+        (leader,) = await start(merger.execute("key", work))
         merger.close()
         del merger
         gc.collect()
         with AsyncMerger(table_name) as merger:
             (follower,) = await start(merger.execute("key", never))
-            go.set()
+            work.released.set()
             assert await asyncio.gather(leader, follower) == ["value"] * 2
 
     run(new_loop(), main())
@@ -317,15 +323,10 @@ def test_tasks_whose_leader_is_theirs_have_its_value_though_the_table_is_damaged
     new_loop, table_name
 ):
     async def main():
-        merger, go = AsyncMerger(table_name), asyncio.Event()
-
-        async def value():
-            await go.wait()
-            return "value"
-
-        tasks = await start(*(merger.execute("key", value) for _ in range(3)))
+        merger, work = AsyncMerger(table_name), Work("value")
+        tasks = await start(*(merger.execute("key", work) for _ in range(3)))
         merger._segment.table.damage()
-        go.set()
+        work.released.set()
         assert await asyncio.gather(*tasks) == ["value"] * 3
 
     run(new_loop(), main())
@@ -336,19 +337,14 @@ def test_followers_of_a_leader_with_a_lease_keep_their_flight_until_it_is_over(
     new_loop, table_name, what
 ):
     async def main():
-        merger, go = AsyncMerger(table_name, lease=BOUND), asyncio.Event()
-
-        async def value():
-            await go.wait()
-            return "value"
-
-        tasks = await start(merger.execute("key", value), merger.execute("key", never))
+        merger, work = AsyncMerger(table_name, lease=BOUND), Work("value")
+        tasks = await start(merger.execute("key", work), merger.execute("key", never))
         if what == "forgotten":
             assert merger.forget("key") is True
         else:
             merger._segment.table.damage()
         merger._desk()._look()
-        go.set()
+        work.released.set()
         assert await asyncio.gather(*tasks) == ["value"] * 2
 
     run(new_loop(), main())
@@ -543,12 +539,7 @@ def test_a_sealed_flight_that_a_task_takes_over_is_found_by_the_next_call(
     assert os.read(reader, 1) == b"l"
 
     async def main():
-        merger = AsyncMerger(table_name)
-        released = asyncio.Event()
-
-        async def work():
-            await released.wait()
-            return "new"
+        merger, work = AsyncMerger(table_name), Work("new")
 
         async def give():
             return "own"
@@ -560,7 +551,7 @@ def test_a_sealed_flight_that_a_task_takes_over_is_found_by_the_next_call(
         while not any(f.leader_pid == os.getpid() for f in merger.flights()):
             await asyncio.sleep(0.001)
         (second,) = await start(merger.execute("key", never))
-        released.set()
+        work.released.set()
         return await first, await second
 
     assert run(new_loop(), main()) == ("new", "new")
