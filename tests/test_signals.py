@@ -48,10 +48,42 @@ class storm:
     def __enter__(self):
         signal.signal(signal.SIGALRM, self.handler)
         signal.setitimer(signal.ITIMER_REAL, self.seconds, self.seconds)
+        return self
 
     def __exit__(self, *unused):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_IGN)
+
+
+class storm_of_ticks(storm):
+    """A storm whose handler raises Tick, into ``call`` only and at most once in each.
+
+    With ``keep`` the exceptions stay alive, and with them the frames they passed through, as they
+    do in a Future, in a log record, or in a reference cycle.
+    """
+
+    def __init__(self, seconds, keep=False):
+        super().__init__(self._tick, seconds)
+        self.hits, self.kept = 0, []
+        self._keep, self._armed = keep, False
+
+    def _tick(self, *unused):
+        if self._armed:
+            self._armed = False  # not into the handling of the exception as well
+            raise Tick
+
+    def call(self, function, *args):
+        """Return what the function returns, or None if it was hit."""
+        try:
+            self._armed = True
+            value = function(*args)
+            self._armed = False
+        except Tick as error:
+            self.hits += 1
+            if self._keep:
+                self.kept.append(error)
+            return None
+        return value
 
 
 # ---- a waiting call handles signals as any blocking call does ---------------------------
@@ -169,37 +201,15 @@ def interrupted_leader(merger):
 
 
 def raise_at_any_moment(table_name, rounds, strict, keep, seconds=0.0003):
-    """Call while a handler raises; return how often it hit, and what is in use afterwards.
-
-    With ``keep`` the exceptions stay alive, and with them the frames they passed through, as they
-    do in a Future, in a log record, or in a reference cycle.
-    """
-
-    def tick(*unused):
-        nonlocal armed
-        if armed:
-            armed = False  # once a call: not into the test's own handler as well
-            raise Tick
-
-    merger = Merger(table_name, strict=strict)
-    kept, hits, values = [], 0, 0
-    armed = False
-    with storm(tick, seconds):
+    """Call while a handler raises; return how often it hit, and what is in use afterwards."""
+    merger, values = Merger(table_name, strict=strict), 0
+    with storm_of_ticks(seconds, keep) as ticks:
         for number in range(rounds):
-            try:
-                armed = True
-                value = merger.execute(("key", number % 7), give, number)
-                armed = False
-                assert value == number
-                values += 1
-            except Tick as error:
-                armed = False
-                hits += 1
-                if keep:
-                    kept.append(error)
+            values += ticks.call(merger.execute, ("key", number % 7), give, number) == number
     in_use = usage(merger)
-    where = [traceback.format_tb(error.__traceback__)[-1] for error in kept] if in_use[0] else []
-    return hits, values, in_use, where[-3:]
+    kept = ticks.kept if in_use[0] else []
+    where = [traceback.format_tb(error.__traceback__)[-1] for error in kept]
+    return ticks.hits, values, in_use, where[-3:]
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -216,34 +226,20 @@ def test_a_handler_that_raises_at_any_moment_loses_no_flight(table_name, hands, 
 def follow_at_any_moment(table_name, rounds, keep):
     """Follow while a handler raises in this thread; another thread leads, again and again."""
 
-    def tick(*unused):
-        nonlocal armed
-        if armed:
-            armed = False  # once a call: not into the test's own handler as well
-            raise Tick
-
     def lead():
         while not over:
             merger.execute("key", time.sleep, 0.0005)
 
     merger = Merger(table_name)
-    kept, hits, armed, over = [], 0, False, False
+    over = False
     thread = threading.Thread(target=lead)
     thread.start()
-    with storm(tick, 0.0007):
+    with storm_of_ticks(0.0007, keep) as ticks:
         for _ in range(rounds):
-            try:
-                armed = True
-                merger.execute("key", give, None)
-                armed = False
-            except Tick as error:
-                armed = False
-                hits += 1
-                if keep:
-                    kept.append(error)
+            ticks.call(merger.execute, "key", give, None)
     over = True
     thread.join(20)
-    return hits, thread.is_alive(), usage(merger)
+    return ticks.hits, thread.is_alive(), usage(merger)
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -260,28 +256,16 @@ def share_at_any_moment(table_name, rounds):
     """Lead and follow with large results while a handler raises; return how often it hit, and
     which results are still open afterwards."""
 
-    def tick(*unused):
-        nonlocal armed
-        if armed:
-            armed = False  # once a call: not into the test's own handler as well
-            raise Tick
-
     def function():
         time.sleep(0.0003)
         return bytes(100_000)
 
     merger = Merger(table_name)
-    hits, armed = 0, False
-    with storm(tick, 0.0007):
+    with storm_of_ticks(0.0007) as ticks:
         for _ in range(rounds):
-            try:
-                armed = True
-                merger.execute("key", function)
-                armed = False
-            except Tick:
-                hits += 1
+            ticks.call(merger.execute, "key", function)
     names = (os.readlink(link.path) for link in os.scandir("/proc/self/fd") if link.is_file())
-    return hits, [name for name in names if "~r" in name]
+    return ticks.hits, [name for name in names if "~r" in name]
 
 
 @pytest.mark.shared
