@@ -23,7 +23,7 @@
     POINT(FINISH_DETACHED)    /* ... committed, lock held */                              \
     POINT(FINISH_UNLOCKED)    /* ... lock released, nobody posted */                      \
     POINT(POSTED_ONE)         /* one waiter posted, the others not */                     \
-    POINT(PASS_UNLOCKED)      /* a waiter that saw the end: lock released, next not posted */ \
+    POINT(PASS_UNLOCKED)      /* leader or waiter passes on: lock released, next not posted */ \
     POINT(SEAL_MARKED)        /* seal: marked, still attached */                          \
     POINT(SEAL_DETACHED)      /* ... committed, lock held */                              \
     POINT(UNSEAL_ATTACHED)    /* takeover of a sealed flight: attached, still marked */   \
