@@ -17,7 +17,10 @@ bool uf_is_deserted(const struct uf_table *table, const struct uf_cell *cell)
 
 void uf_wake_locked(struct uf_wakes *wakes, uint32_t cell)
 {
-    if (wakes->count < UF_WAKES) /* always; else it would be found by the waiter's own look */
+    /* What one sweep adds has room, and what comes with it. uf_begin sweeps twice if it gives up a
+     * flight while the group is full: the second time it adds the same waiters, and those of whose
+     * flight somebody died in between. Who is left out finds the news by its own look. */
+    if (wakes->count < UF_WAKES)
         wakes->cell[wakes->count++] = cell;
 }
 
