@@ -393,10 +393,9 @@ class BaseMerger:
             return
         try:
             if self._is_payload(value) and len(value) > lead.inline_bytes:
-                payload, extra_kind = memoryview(value), shm.PAYLOAD_EXTRA_BYTES
+                self._publish(lead, value, value)
             else:
-                payload, extra_kind = self._encode(value, lead.result_bytes), shm.PAYLOAD_EXTRA
-            self._publish(lead, value, payload, extra_kind)
+                self._publish(lead, value, self._encode(value, lead.result_bytes))
         except ResultNotShareable as error:
             too_large = isinstance(error, ResultTooLarge)
             kind = shm.PAYLOAD_TOO_LARGE if too_large else shm.PAYLOAD_UNSHAREABLE
@@ -430,14 +429,14 @@ class BaseMerger:
     def _encode_failure(self, error: BaseException) -> bytes:
         return encode_failure(error, self._codec, os.getpid())
 
-    def _publish(self, lead: Lead, value: object, payload: memoryview, extra_kind: int) -> None:
+    def _publish(self, lead: Lead, value: object, payload: bytes | memoryview) -> None:
         try:
             if len(payload) > lead.result_bytes:
                 raise OSError(f"the table's limit, result_bytes, is {lead.result_bytes:,}")
             if lead.table.path is None:
                 lead.finish(value)  # nobody but threads of this process can follow
             elif len(payload) > lead.inline_bytes:
-                self._publish_extra(lead, value, payload, extra_kind)
+                self._publish_extra(lead, value, payload)
             else:
                 lead.publish(shm.PAYLOAD_VALUE, payload, value)
         except OSError as error:
@@ -447,10 +446,12 @@ class BaseMerger:
                 f"its {len(payload):,} encoded bytes cannot be shared: {error}",
             ) from error
 
-    def _publish_extra(self, lead: Lead, value: object, payload: memoryview, kind: int) -> None:
+    def _publish_extra(self, lead: Lead, value: object, payload: bytes | memoryview) -> None:
         extra = Extra.of(lead, lead.epoch)
+        # Followers do not decode what has not been encoded.
+        kind = shm.PAYLOAD_EXTRA_BYTES if payload is value else shm.PAYLOAD_EXTRA
         try:
-            lead.publish(kind, write_extra(extra, payload), value)
+            lead.publish(kind, write_extra(extra, memoryview(payload)), value)
         finally:
             # Fenced, everybody left meanwhile, or an exception before it was published.
             if lead.followers == 0:
