@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -211,17 +212,75 @@ def test_a_lock_that_is_held_by_a_stopped_process_is_an_error_that_names_it(
 
 
 def hold_lock(name, ready):
-    from uniflight_mp.shmfile import locked
-
     with locked(segment_name(name), name):
         ready.touch()
         time.sleep(60)
 
 
+@pytest.fixture
+def wait_for_lock(hands, monkeypatch):
+    """``wait_for_lock(f)``: call in a thread that by now waits for the lock of some table."""
+
+    def start(function, *args):
+        def announced(*about):
+            waits.set()
+            return locked(*about)
+
+        waits = threading.Event()
+        with monkeypatch.context() as patch:
+            patch.setattr(segment, "locked", announced)
+            call = hands.start(function, *args, where="threads")
+            assert waits.wait(BOUND)
+        return call
+
+    return start
+
+
+def test_a_thread_that_waits_for_the_lock_of_a_table_holds_up_no_other_table(
+    table_names, wait_for_lock, monkeypatch
+):
+    stuck, other, new = table_names(), table_names(), table_names()
+    mergers = Merger(stuck), Merger(other)
+    for name in (stuck, other):
+        destroy(segment_name(name), name)
+    monkeypatch.setattr(segment, "CARE_LOCK_SECONDS", BOUND)
+    with locked(segment_name(stuck), stuck):
+        caring = wait_for_lock(mergers[0]._segment.care)
+        assert mergers[0]._segment.care() is False  # one thread is enough
+        assert mergers[1]._segment.care() is True
+        assert Merger(new).execute("key", give, 1) == 1
+        assert not caring.finished()
+    assert caring.result() is True
+
+
+def test_a_thread_that_waits_to_open_a_table_holds_up_no_other_table(table_names, wait_for_lock):
+    stuck, other = table_names(), table_names()
+    with locked(segment_name(stuck), stuck):
+        calls = [wait_for_lock(Merger, stuck) for _ in range(2)]
+        for _ in range(2):
+            assert Merger(other).execute("key", give, 1) == 1
+        assert not any(call.finished() for call in calls)
+    assert calls[0].result()._segment is calls[1].result()._segment
+
+
+def test_a_child_forked_while_a_thread_waits_for_the_lock_of_a_table_uses_it(
+    table_name, hands, wait_for_lock, monkeypatch
+):
+    def child():
+        monkeypatch.setattr(segment, "CARE_LOCK_SECONDS", 0)
+        return Merger(table_name).execute("key", give, 1)
+
+    merger = Merger(table_name)
+    destroy(segment_name(table_name), table_name)
+    monkeypatch.setattr(segment, "CARE_LOCK_SECONDS", BOUND)
+    with locked(segment_name(table_name), table_name):
+        caring = wait_for_lock(merger._segment.care)
+        assert hands.start(child, where="forked").result() == 1
+    assert caring.result() is True
+
+
 def test_a_lock_whose_file_was_replaced_meanwhile_is_taken_again(table_name, monkeypatch):
     import filelock
-
-    from uniflight_mp.shmfile import locked
 
     path = path_of(segment_name(table_name)) + "~lock"
     lock, seen = filelock.lock_descriptor, []

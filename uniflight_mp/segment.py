@@ -184,7 +184,7 @@ class Segment:
     """
 
     _opened: ClassVar[weakref.WeakValueDictionary[str, Segment]] = weakref.WeakValueDictionary()
-    _lock = threading.RLock()  # a signal handler may open a table while its thread does
+    _lock = threading.RLock()  # of _opened: a signal handler may open a table while its thread does
 
     def __init__(
         self, segment: str, name: str, limits: Limits, bind: Bind | None, seconds: float
@@ -193,6 +193,7 @@ class Segment:
         self.name = name
         self.limits = limits
         self.bind = bind
+        self._caring = threading.RLock()
         self.table = _open_table(segment, name, limits, bind, seconds)
 
     @classmethod
@@ -213,14 +214,16 @@ class Segment:
         bind: Bind | None = None
         if isinstance(scope, PerNuma):
             bind = partial(scope.bind, partition=partition)
-        with cls._lock:
-            opened = cls._opened.get(segment)
-            if opened is None:
-                opened = cls(segment, name, limits, bind, seconds)
-                opened = cls._opened.setdefault(segment, opened)  # a signal handler's, perhaps
-            else:
-                opened.care()  # it may have been removed, and made anew by others
-                _warn_of_other_limits(opened.table, name, limits)
+        opened = cls._opened.get(segment)
+        if opened is None:
+            # Not under the lock: who holds the file lock of this table may be stopped, which is no
+            # reason for other threads to wait for other tables.
+            made = cls(segment, name, limits, bind, seconds)
+            with cls._lock:  # another thread or a signal handler may have been faster
+                return cls._opened.setdefault(segment, made)
+        with opened._caring:  # after any thread that does it already
+            opened.care()  # it may have been removed, and made anew by others
+        _warn_of_other_limits(opened.table, name, limits)
         return opened
 
     def care(self) -> bool:
@@ -230,14 +233,14 @@ class Segment:
         is used on as it is, alone or damaged, and looked after again a little later.
         """
         # One thread of a process is enough; the others go on with what there is.
-        if not self._lock.acquire(blocking=False):
+        if not self._caring.acquire(blocking=False):
             return False
         try:
             return self._replace_or_clean()
         except (TableUnavailable, TableCorrupt, TableMismatch, OSError):
             return False
         finally:
-            self._lock.release()
+            self._caring.release()
 
     def _replace_or_clean(self) -> bool:
         if self._is_replaced() or self.table.damaged:
@@ -336,12 +339,14 @@ def existing_tables(name: str, scope: Scope) -> Iterator[Table]:
                     yield table
 
 
-def _forget_lock_after_fork() -> None:
+def _forget_locks_after_fork() -> None:
     Segment._lock = threading.RLock()  # another thread of the parent may have held it
+    for opened in Segment._opened.values():
+        opened._caring = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_lock_after_fork)
+    os.register_at_fork(after_in_child=_forget_locks_after_fork)
 
 
 def attach_read_only(segment: str, name: str) -> Table | None:
