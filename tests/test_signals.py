@@ -281,24 +281,16 @@ def test_a_handler_that_raises_at_any_moment_leaves_no_large_result_open(table_n
 def open_at_any_moment(table_name, rounds):
     """Make and remove a table while a handler raises; return how often it hit."""
 
-    def tick(*unused):
-        nonlocal armed
-        if armed:
-            armed = False
-            raise Tick
+    def make_and_remove():
+        Merger(table_name)
+        destroy(segment, table_name)
 
-    segment, hits, armed = segment_name(table_name), 0, False
-    with storm(tick, 0.0007):
+    segment = segment_name(table_name)
+    with storm_of_ticks(0.0007) as ticks:
         for _ in range(rounds):
-            try:
-                armed = True
-                Merger(table_name)
-                destroy(segment, table_name)
-                armed = False
-            except Tick:
-                hits += 1
+            ticks.call(make_and_remove)
     with locked(segment, table_name, 0):  # or it says who holds it: this process
-        return hits
+        return ticks.hits
 
 
 @pytest.mark.shared

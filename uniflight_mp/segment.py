@@ -221,8 +221,7 @@ class Segment:
             made = cls(segment, name, limits, bind, seconds)
             with cls._lock:  # another thread or a signal handler may have been faster
                 return cls._opened.setdefault(segment, made)
-        with opened._caring:  # after any thread that does it already
-            opened.care()  # it may have been removed, and made anew by others
+        opened.care()  # it may have been removed, and made anew by others
         _warn_of_other_limits(opened.table, name, limits)
         return opened
 
@@ -232,15 +231,16 @@ class Segment:
         Returns whether the table was replaced. Never raises: a table that cannot be replaced now
         is used on as it is, alone or damaged, and looked after again a little later.
         """
-        # One thread of a process is enough; the others go on with what there is.
-        if not self._caring.acquire(blocking=False):
-            return False
         try:
-            return self._replace_or_clean()
+            # One thread of a process is enough; the others go on with what there is.
+            return self._caring.acquire(blocking=False) and self._replace_or_clean()
         except (TableUnavailable, TableCorrupt, TableMismatch, OSError):
             return False
         finally:
-            self._caring.release()
+            # Without asking whether it was acquired: a signal handler may have raised before that
+            # was known, or have forked, and the child's lock is another one.
+            with suppress(RuntimeError):  # "cannot release un-acquired lock"
+                self._caring.release()
 
     def _replace_or_clean(self) -> bool:
         if self._is_replaced() or self.table.damaged:
