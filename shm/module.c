@@ -24,6 +24,7 @@
 #include "crash.h"
 #include "digest.h"
 #include "extra.h"
+#include "futex.h"
 #include "process.h"
 #include "repair.h"
 #include "wait.h"
@@ -1124,6 +1125,12 @@ static PyObject *shm_unwatch(PyObject *Py_UNUSED(module), PyObject *argument)
     Py_RETURN_NONE;
 }
 
+/* can_watch() -> bool: whether the kernel tells of a leader's end, or waiters have to look. */
+static PyObject *shm_can_watch(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
+{
+    return PyBool_FromLong(uf_can_wait_for_words());
+}
+
 /* give_back(anything): a Lead is abandoned, a Follow leaves; anything else is let be.  One C call,
  * so that no signal handler can raise between an exception and this. */
 static PyObject *shm_give_back(PyObject *module, PyObject *object)
@@ -1257,6 +1264,7 @@ static PyMethodDef module_methods[] = {
     {"attach", shm_attach, METH_VARARGS, PyDoc_STR("Map a table.")},
     {"look", shm_look, METH_VARARGS, PyDoc_STR("Which Follows have news, and when to look again.")},
     {"unwatch", shm_unwatch, METH_O, PyDoc_STR("Watch no leader for a loop any more.")},
+    {"can_watch", shm_can_watch, METH_NOARGS, PyDoc_STR("Whether the kernel tells of deaths.")},
     {"give_back", shm_give_back, METH_O, PyDoc_STR("Let go of a flight, if it is one.")},
     {"write_extra", shm_write_extra, METH_VARARGS, PyDoc_STR("Make an extra segment.")},
     {"map_extra", shm_map_extra, METH_VARARGS, PyDoc_STR("An extra segment, mapped.")},

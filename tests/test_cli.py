@@ -553,7 +553,15 @@ def test_doctor_looks_at_everything_and_leaves_nothing():
         output, errors = doctor.communicate(timeout=60)
     assert doctor.returncode == (1 if "PROBLEM" in output else 0)
     assert errors == ""
-    for check in ("versions", "core", "/dev/shm", "PID namespace", "open files", "RemoveIPC"):
+    for check in (
+        "versions",
+        "core",
+        "kernel",
+        "/dev/shm",
+        "PID namespace",
+        "open files",
+        "RemoveIPC",
+    ):
         assert check in output
     assert "a killed leader was replaced within" in output
     assert files_of(f"doctor-{doctor.pid}-") == []

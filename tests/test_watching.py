@@ -12,6 +12,8 @@ import errno
 import os
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -26,8 +28,7 @@ from uniflight_mp.desk import Desk
 pytestmark = pytest.mark.shared
 
 MANY = 500  # flights
-RELEASE = tuple(int(number) for number in os.uname().release.split(".")[:2])
-can_watch = pytest.mark.skipif(RELEASE < (5, 16), reason="this kernel cannot wait for two words")
+can_watch = pytest.mark.skipif(not shm.can_watch(), reason="this kernel cannot wait for words")
 
 
 def forbid_watching():
@@ -217,3 +218,13 @@ def test_the_thread_that_watches_leaders_ends_when_nobody_waits(table_name, hand
     lead = leading(Merger(table_name), "key")
     hands.start(wait_and_stop, table_name, kind, where="forked").result()
     lead.finish()
+
+
+def test_doctor_says_where_dead_leaders_have_to_be_looked_for():
+    command = [sys.executable, "-m", "uniflight_mp", "doctor"]
+    output = subprocess.run(
+        command, preexec_fn=forbid_watching, capture_output=True, text=True, timeout=BOUND
+    ).stdout
+    (line,) = [line for line in output.splitlines() if " kernel " in line]
+    assert "WARN" in line
+    assert "futex_waitv" in output

@@ -70,6 +70,17 @@ def _check_core() -> Iterator[Finding]:
     yield Finding("OK", "core", f"layout {shm.LAYOUT_VERSION}, format {shm.format():08x}, {libc}")
 
 
+def _check_kernel() -> Iterator[Finding]:
+    if not is_built():
+        return
+    if shm.can_watch():
+        yield Finding("OK", "kernel", f"{platform.release()}: it tells of dead leaders")
+        return
+    text = f"{platform.release()}: dead leaders are looked for, which takes up to 10 ms"
+    advice = "Linux 5.16 or later; in a sandbox, allow the system call futex_waitv"
+    yield Finding("WARN", "kernel", text, advice)
+
+
 def _check_shm() -> Iterator[Finding]:
     if not os.path.isdir(SHM_DIR):
         yield Finding("PROBLEM", SHM_DIR, "does not exist", f"mount a tmpfs at {SHM_DIR}")
@@ -299,6 +310,7 @@ def _lead(writing: int) -> None:
 CHECKS: Final[tuple[Callable[[], Iterator[Finding]], ...]] = (
     _check_versions,
     _check_core,
+    _check_kernel,
     _check_shm,
     _check_pid_namespace,
     _check_limits,
