@@ -102,12 +102,6 @@ class LocalFlight:
         # In order of arrival: by whose options to lead.
         self.tickets: dict[Ticket, BaseMerger] = _NOBODY
 
-    def is_joinable(self) -> bool:
-        """Whether the shared flight still takes callers; else a newcomer would get a result
-        that is older than its call, or one that nobody else will ever see."""
-        handle = self.lead or self.follow
-        return handle is not None and handle.joinable
-
 
 class Desk:
     """The local flights of one loop on one table. Not for other threads than the loop's."""
@@ -137,8 +131,12 @@ class Desk:
         name = key if type(key) is str else encode_key(key)
         flight = self._flights.get(name)
         if flight is not None:
-            if flight.is_joinable():
-                if flight.lead is not None and flight.caller is self.reactor.caller():
+            lead = flight.lead
+            handle = flight.follow if lead is None else lead
+            # Else a newcomer would get a result that is older than its call, or one that nobody
+            # else will ever see.
+            if handle is not None and handle.joinable:
+                if lead is not None and flight.caller is self.reactor.caller():
                     raise RuntimeError(
                         f"this task already leads the flight of key {show(key)}: waiting for it "
                         "here would never end. Call the function directly, or use another key"
@@ -298,14 +296,13 @@ class Desk:
             self._stop_timer()
 
     def _settle(self, flight: LocalFlight, result: Landed | Retry) -> None:
-        tickets = flight.tickets
         try:
             self._close(flight)
-            while tickets and not self.reactor.is_closed():
-                ticket = next(iter(tickets))
-                if not ticket.done():
-                    ticket.set_result(result)
-                del tickets[ticket]
+            if not self.reactor.is_closed():
+                for ticket in list(flight.tickets):
+                    if not ticket.done():
+                        ticket.set_result(result)
+            flight.tickets = _NOBODY
         except BaseException:  # of a signal handler: the rest must not wait for ever
             self.reactor.call_later(0, partial(self._settle, flight, result))
             raise
