@@ -2,7 +2,8 @@
 
 A leader's function lets the followers fall asleep, holds on for a millisecond, and reads
 CLOCK_MONOTONIC as its last act; the value begins with the reading. What a follower does meanwhile
-is up to the caller.
+is up to the caller. When ``execute`` has returned, the leader sleeps until all have their value, as
+it does in the floors, or works on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from typing import Any, NamedTuple
 
 from .stage import Board, Cast, asleep, receive, until
 
-__all__ = ["PAYLOAD", "Landing", "compute", "fan_out", "follow", "never", "pair_delays"]
+__all__ = [
+    "PAYLOAD",
+    "Landing",
+    "compute",
+    "fan_out",
+    "follow",
+    "never",
+    "pair_delays",
+    "work_on",
+]
 
 PAYLOAD = 1024
 _WARM_UP = 5
@@ -44,6 +54,7 @@ def follow(connection: Connection, make: Make, board: Board, seat: int) -> None:
         board.show(seat, number)
         value = contender.follow(f"pair:{number}", never)
         samples.append(time.monotonic_ns() - int.from_bytes(value[:8], "little"))
+        connection.send(number)
     connection.send(samples)
 
 
@@ -51,6 +62,12 @@ def compute(seconds: float) -> None:
     """Hold on as ``time.sleep`` does, busily."""
     deadline = time.monotonic() + seconds
     until(lambda: time.monotonic() > deadline)
+
+
+def work_on(connection: Connection) -> None:
+    """Wait as ``receive`` does, busily."""
+    until(connection.poll)
+    receive(connection)
 
 
 def _function(
@@ -75,8 +92,12 @@ def fan_out(
     rounds: int,
     hold: Callable[[float], None],
     follow: Callable[[Connection, Make, Board, int], None] = follow,
+    then: Callable[[Connection], object] = receive,
 ) -> list[Landing]:
-    """Return the rounds of a leader with so many followers; ``follow`` is what they run."""
+    """Return the rounds of a leader with so many followers; ``follow`` is what they run.
+
+    ``then`` waits for a follower that has its value.
+    """
     board = Board(count)
     leader = make()
     published: list[int] = []
@@ -94,6 +115,8 @@ def fan_out(
             value = leader.execute(key, _function, number, connections, sleep, hold, worked)
             published.append(time.monotonic_ns() - int.from_bytes(value[:8], "little"))
             worked[-1] += time.thread_time_ns()
+            for connection in connections:
+                then(connection)
         for connection in connections:
             connection.send(None)
         delays = [receive(connection) for connection in connections]
@@ -107,6 +130,7 @@ def pair_delays(
     rounds: int,
     hold: Callable[[float], None],
     follow: Callable[[Connection, Make, Board, int], None] = follow,
+    then: Callable[[Connection], object] = receive,
 ) -> list[float]:
     """Return the delays of a single follower."""
-    return [landing.slowest for landing in fan_out(make, 1, rounds, hold, follow)]
+    return [landing.slowest for landing in fan_out(make, 1, rounds, hold, follow, then)]

@@ -6,9 +6,11 @@ holds the encoding, the publishing, the wake-up, the decoding and two returns.
 
 One follower: 1 KiB of bytes; the function returns 1 ms after the kernel says that the follower
 sleeps, and either computes meanwhile or sleeps too: a core that has been idle for a while is
-woken much more slowly than one that has not. Crowds: the function sleeps until 2 ms after the
-last caller has come. The floors do the same with semaphores. The rows of a group take turns, and
-the first rounds of every turn do not count.
+woken much more slowly than one that has not. Then the leader sleeps, as in the floors. Where it
+"works on" it slept before, and computes from then on: the kernel may put the follower that it wakes
+behind it, on the same core, for the rest of its time slice. Crowds: the function sleeps until 2 ms
+after the last caller has come. The floors do the same with semaphores. The rows of a group take
+turns, and the first rounds of every turn do not count.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any
 from . import floors
 from .contenders import BareSemaphore, FlockFile, Ours, Recipe, installed_peers
 from .crowd import crowd, followers, slowest
-from .pair import PAYLOAD, compute, pair_delays
+from .pair import PAYLOAD, compute, pair_delays, work_on
 from .report import Row, rows_over
 from .stage import alternate, table_name
 
@@ -49,6 +51,25 @@ def _pair_rows(
     }
     samples = alternate(measures, 100 if quick else 2000, 1 if quick else 10)
     return rows_over(floor, "µs", samples, {name: "<= 25, p99 <= 150"})
+
+
+def _rows_of_one_that_works_on(
+    ours: Callable[[], Any], flock: Callable[[], Any], quick: bool
+) -> list[Row]:
+    bare, what = BareSemaphore(PAYLOAD), "the leader works on"
+    floor = f"floor: semaphore and 1 KiB, from Python, {what}"
+    makes = {
+        floor: lambda: bare,
+        f"uniflight-mp: 1 KiB to 1 follower, {what}": ours,
+        f"rival: flock + file, {what}": flock,
+    }
+    measures = {
+        name: lambda rounds, make=make: pair_delays(make, rounds, time.sleep, then=work_on)
+        for name, make in makes.items()
+    }
+    return rows_over(
+        floor, "µs", alternate(measures, 100 if quick else 1000, 1 if quick else 5), {}
+    )
 
 
 def _processes_rows(
@@ -95,6 +116,7 @@ def run(quick: bool) -> list[Row]:
         ours, flock = partial(Ours, table), partial(FlockFile, directory)
         rows = _pair_rows(ours, flock, True, quick)
         rows += _pair_rows(ours, flock, False, quick)
+        rows += _rows_of_one_that_works_on(ours, flock, quick)
         for processes, threads, target in _CROWDS:
             rows += _processes_rows(ours, flock, processes, threads, target, quick)
         rows += _threads_rows(ours, quick)

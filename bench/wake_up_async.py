@@ -21,7 +21,7 @@ from uniflight_mp import AsyncMerger
 
 from . import floors
 from .contenders import Ours
-from .pair import PAYLOAD, compute, never, pair_delays
+from .pair import PAYLOAD, compute, never, pair_delays, work_on
 from .report import Row, rows_over
 from .stage import Board, alternate, table_name
 
@@ -80,6 +80,7 @@ async def _follow(connection: Connection, make: Callable[[], Any], board: Board,
         board.show(seat, number)
         value = await follow(f"pair:{number}", never)
         samples.append(time.monotonic_ns() - int.from_bytes(value[:8], "little"))
+        connection.send(number)
     connection.send(samples)
 
 
@@ -106,7 +107,26 @@ def _rows(table: str, busy: bool, quick: bool) -> list[Row]:
     return rows_over(floor, "µs", samples, {name: "<= 30"})
 
 
+def _rows_of_one_that_works_on(table: str, quick: bool) -> list[Row]:
+    bare = _BareDatagram()
+    floor = "floor: datagram + add_reader, from Python, the leader works on"
+    makes = {
+        floor: lambda: bare,
+        "uniflight-mp: 1 KiB to a task, the leader works on": partial(OursInLoop, table),
+    }
+    measures = {
+        what: lambda rounds, make=make: pair_delays(
+            make, rounds, time.sleep, follow_in_loop, work_on
+        )
+        for what, make in makes.items()
+    }
+    return rows_over(
+        floor, "µs", alternate(measures, 100 if quick else 1000, 1 if quick else 5), {}
+    )
+
+
 def run(quick: bool) -> list[Row]:
     """Measure."""
     with table_name("wake-async") as table:
-        return _rows(table, True, quick) + _rows(table, False, quick)
+        rows = _rows(table, True, quick) + _rows(table, False, quick)
+        return rows + _rows_of_one_that_works_on(table, quick)
