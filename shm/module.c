@@ -1168,12 +1168,13 @@ static PyObject *shm_write_extra(PyObject *Py_UNUSED(module), PyObject *args)
     return PyErr_SetFromErrno(PyExc_OSError);
 }
 
-static PyObject *extra_error(int error, bool same)
+/* Why an extra segment is not what was published; 0: for no other reason than its checksum. */
+static PyObject *extra_error(int error)
 {
+    if (error == 0)
+        return PyErr_Format(PyExc_ValueError, "it fails its checksum");
     if (error == EILSEQ)
         return PyErr_Format(PyExc_ValueError, "it has another size than was published");
-    if (!same)
-        return PyErr_Format(PyExc_ValueError, "it fails its checksum");
     errno = error;
     return PyErr_SetFromErrno(PyExc_OSError);
 }
@@ -1199,7 +1200,7 @@ static PyObject *shm_read_extra(PyObject *Py_UNUSED(module), PyObject *args)
     if (same)
         return content;
     Py_DECREF(content);
-    return extra_error(error, same);
+    return extra_error(error);
 }
 
 /* map_extra(path, size, checksum) -> Extra, a buffer; the same otherwise. */
@@ -1226,7 +1227,7 @@ static PyObject *shm_map_extra(PyObject *module, PyObject *args)
     if (same)
         return (PyObject *)extra;
     Py_DECREF(extra);
-    return extra_error(error, same);
+    return extra_error(error);
 }
 
 static PyObject *shm_format(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
