@@ -101,19 +101,26 @@ static bool find_life(const struct uf_watch *life, uint32_t *found)
     return false;
 }
 
+/* In a free place if there is one: what nobody waits for now may soon be waited for again. */
 static bool add_life(const struct uf_watch *life, uint32_t *added)
 {
     struct selection awaited = {{0}};
     for (uint32_t l = 0; l < MOST_LOOPS; l++)
         for (uint32_t w = 0; loops[l].waits && w < WORDS_OF_BITS; w++)
             awaited.bits[w] |= loops[l].leaders.bits[w];
+    uint32_t place = UF_MOST_WATCHED;
     for (uint32_t i = 0; i < UF_MOST_WATCHED; i++)
-        if (!lives[i].word || !selects(&awaited, i)) {
-            lives[i] = *life;
-            *added = i;
-            return true;
+        if (!lives[i].word) {
+            place = i;
+            break;
+        } else if (!selects(&awaited, i)) {
+            place = i;
         }
-    return false;
+    if (place == UF_MOST_WATCHED)
+        return false;
+    lives[place] = *life;
+    *added = place;
+    return true;
 }
 
 /* ---- the thread ------------------------------------------------------------------- */

@@ -230,6 +230,48 @@ static void as_many_leaders_are_watched_as_the_kernel_allows(void *unused)
     (void)unused;
 }
 
+/* How often the watcher has gone to sleep. */
+static long sleeps_of_the_watcher(void)
+{
+    long sleeps = -1;
+    struct dirent *task;
+    DIR *tasks = opendir("/proc/self/task");
+    CHECK(tasks);
+    while ((task = readdir(tasks))) {
+        char path[300], line[200];
+        snprintf(path, sizeof path, "/proc/self/task/%s/status", task->d_name);
+        FILE *status = atoi(task->d_name) == getpid() ? NULL : fopen(path, "r");
+        while (status && fgets(line, sizeof line, status))
+            sscanf(line, "voluntary_ctxt_switches: %ld", &sleeps);
+        if (status)
+            fclose(status);
+    }
+    closedir(tasks);
+    return sleeps;
+}
+
+/* But by the end of its rounds. */
+static void the_watcher_sleeps_on_while_loops_wait_for_leaders_that_it_knows(void *unused)
+{
+    struct rig rig = rig_of(16);
+    struct loop loop = loop_of(1);
+    struct actor leaders[] = {actor_process(&rig.table), actor_process(&rig.table)};
+    long before = 0;
+    for (int i = 0; i < 60; i++) {
+        CHECK(watches(&rig, &leaders[i % 2], &loop));
+        uf_watcher_forget_loop(loop.doorbell);
+        nanosleep(&(struct timespec){.tv_nsec = 2 * MILLISECOND}, NULL);
+        if (i == 9)
+            before = sleeps_of_the_watcher();
+    }
+    CHECK(before > 0);
+    CHECK(sleeps_of_the_watcher() - before < 25);
+    actor_kill(&leaders[0]);
+    actor_kill(&leaders[1]);
+    rig_end(&rig);
+    (void)unused;
+}
+
 static void more_loops_than_can_be_watched_for_have_to_look(void *unused)
 {
     struct rig rig = rig_of(16);
@@ -393,6 +435,7 @@ int main(int count, char **unused)
     RUN(memory_goes_while_the_watcher_sleeps_on_it);
     RUN(threads_that_sleep_on_the_same_leader_are_woken_as_well);
     RUN(as_many_leaders_are_watched_as_the_kernel_allows);
+    RUN(the_watcher_sleeps_on_while_loops_wait_for_leaders_that_it_knows);
     RUN(more_loops_than_can_be_watched_for_have_to_look);
     RUN(the_thread_ends_when_nobody_waits_and_comes_back);
     RUN(a_forked_child_has_a_watcher_of_its_own);
