@@ -135,33 +135,25 @@ static unsigned int list_words(struct uf_word words[UF_MOST_WORDS])
     return count;
 }
 
-/* Forgets the lives that are over. Rings without the lock, which loops take. */
+/* Forgets the lives that are over. With the lock, so that no child is forked meanwhile: it would
+ * inherit the socket that rings, and never close it. */
 static void tell_of_the_dead(void)
 {
-    _Atomic uint32_t *dead[UF_MOST_WATCHED];
-    unsigned char doorbells[MOST_LOOPS][UF_DOORBELL_BYTES];
     bool concerned[MOST_LOOPS] = {false};
-    uint32_t deaths = 0, concerns = 0;
+    struct uf_bells bells = UF_BELLS;
     for (uint32_t i = 0; i < UF_MOST_WATCHED; i++) {
         if (!is_over(i))
             continue;
         for (uint32_t l = 0; l < MOST_LOOPS; l++)
             concerned[l] |= loops[l].waits && selects(&loops[l].leaders, i);
-        dead[deaths++] = lives[i].word;
+        /* The kernel wakes one of those who watch a thread; the others have to look too. */
+        uf_wake_sleepers(lives[i].word);
         forget_life(i);
     }
     for (uint32_t l = 0; l < MOST_LOOPS; l++)
         if (concerned[l])
-            memcpy(doorbells[concerns++], loops[l].doorbell, UF_DOORBELL_BYTES);
-    pthread_mutex_unlock(&lock);
-    struct uf_bells bells = UF_BELLS;
-    for (uint32_t i = 0; i < concerns; i++)
-        uf_ring_loop(&bells, doorbells[i]);
+            uf_ring_loop(&bells, loops[l].doorbell);
     uf_bells_close(&bells);
-    /* The kernel wakes one of those who watch a thread; the others have to look too. */
-    for (uint32_t i = 0; i < deaths; i++)
-        uf_wake_sleepers(dead[i]);
-    pthread_mutex_lock(&lock);
 }
 
 /* A loop that waits for a leader names it at each of its looks. For those that it has not named for
