@@ -54,7 +54,9 @@ int uf_extra_write(const char *path, const void *data, size_t bytes)
     int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (fd < 0)
         return errno;
-    int error = write_all(fd, data, bytes);
+    int error = fchmod(fd, 0600) != 0 ? errno : 0; /* whatever the umask took away */
+    if (error == 0)
+        error = write_all(fd, data, bytes);
     close(fd);
     return error;
 }

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/prctl.h>
 
 #include "bell.h"
 #include "futex.h"
@@ -36,6 +37,7 @@ static struct uf_watch lives[UF_MOST_WATCHED]; /* a place without a word is free
 static struct loop loops[MOST_LOOPS];
 static bool is_running;
 static bool is_used; /* in this round */
+static uint64_t next_start_ns;
 static _Atomic uint32_t calls; /* to the watcher: there are new lives to sleep on */
 
 static bool selects(const struct selection *selection, uint32_t i)
@@ -79,15 +81,16 @@ static struct loop *find_loop(const unsigned char *doorbell)
     return NULL;
 }
 
-static struct loop *add_loop(const unsigned char *doorbell)
+static struct loop *find_or_add_loop(const unsigned char *doorbell)
 {
-    for (uint32_t l = 0; l < MOST_LOOPS; l++)
+    struct loop *loop = find_loop(doorbell);
+    for (uint32_t l = 0; !loop && l < MOST_LOOPS; l++)
         if (!loops[l].waits) {
-            loops[l] = (struct loop){.waits = true};
-            memcpy(loops[l].doorbell, doorbell, UF_DOORBELL_BYTES);
-            return &loops[l];
+            loop = &loops[l];
+            *loop = (struct loop){.waits = true};
+            memcpy(loop->doorbell, doorbell, UF_DOORBELL_BYTES);
         }
-    return NULL;
+    return loop;
 }
 
 /* A life that is over is not replaced before its loops have been rung. */
@@ -183,6 +186,7 @@ static void *watch(void *unused)
     uint64_t round_ends_ns = uf_now_ns() + ROUND_NS;
     uint32_t rounds = 0;
     bool goes_on = true;
+    prctl(PR_SET_NAME, "uniflight-watch");
     pthread_mutex_lock(&lock);
     while (goes_on && uf_can_wait_for_words()) {
         unsigned int count = list_words(words);
@@ -203,13 +207,15 @@ static void *watch(void *unused)
     return NULL;
 }
 
-/* Signals are for other threads: one that is blocked here is not taken from them. */
+/* Signals are for other threads: one that is blocked here is not taken from them. Where there is no
+ * thread to be had, it is tried again in the next round. */
 static bool start(void)
 {
     pthread_t thread;
     pthread_attr_t attributes;
     sigset_t all, former;
-    if (pthread_attr_init(&attributes) != 0)
+    uint64_t now_ns = uf_now_ns();
+    if (now_ns < next_start_ns || pthread_attr_init(&attributes) != 0)
         return false;
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
@@ -218,8 +224,8 @@ static bool start(void)
     is_running = pthread_create(&thread, &attributes, watch, NULL) == 0;
     pthread_sigmask(SIG_SETMASK, &former, NULL);
     pthread_attr_destroy(&attributes);
-    if (is_running)
-        pthread_setname_np(thread, "uniflight-watch");
+    if (!is_running)
+        next_start_ns = now_ns + ROUND_NS;
     return is_running;
 }
 
@@ -233,15 +239,13 @@ bool uf_watcher_add(const struct uf_table *table, uint64_t owner, const unsigned
         return false;
     pthread_mutex_lock(&lock);
     bool is_known = find_life(&life, &i);
-    struct loop *loop = find_loop(doorbell);
-    if (!loop)
-        loop = add_loop(doorbell);
-    bool added = loop && (is_known || add_life(&life, &i)) && (is_running || start());
+    struct loop *loop = is_running || start() ? find_or_add_loop(doorbell) : NULL;
+    bool added = loop && (is_known || add_life(&life, &i));
     if (added) {
         put(&loop->leaders, i, true);
         put(&loop->named, i, true);
+        is_used = true;
     }
-    is_used |= added;
     bool calls_watcher = added && !is_known;
     if (calls_watcher)
         UF_ADD(calls, 1);
@@ -289,5 +293,6 @@ void uf_watcher_after_fork_in_child(void)
     memset(lives, 0, sizeof lives);
     memset(loops, 0, sizeof loops);
     is_running = is_used = false;
+    next_start_ns = 0;
     pthread_mutex_unlock(&lock);
 }

@@ -44,3 +44,13 @@ def test_another_size_and_another_content_than_was_published_are_told_apart(extr
     os.truncate(path_of(extra.name), size - 1)
     with pytest.raises(ValueError, match="another size"):
         read(extra, (size, checksum))
+
+
+def test_no_umask_makes_an_extra_segment_unreadable(extra, read):
+    former = os.umask(0o777)
+    try:
+        expected = write_extra(extra, memoryview(CONTENT))
+    finally:
+        os.umask(former)
+    assert os.stat(path_of(extra.name)).st_mode & 0o777 == 0o600
+    assert bytes(read(extra, expected)) == CONTENT

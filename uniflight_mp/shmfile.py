@@ -155,7 +155,8 @@ def unlink(segment: str) -> bool:
 def locked(segment: str, name: str, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     """Hold the table's file lock, against threads and processes; it is freed by any death.
 
-    Its file goes with the lock if there is no table then.
+    Of a holder that has forked meanwhile, and is killed: by its child's as well. The lock's file
+    goes with it if there is no table then.
 
     Raises:
         TableUnavailable: the lock is held for longer than ``seconds``, or is not ours to take.
