@@ -1073,10 +1073,10 @@ static bool look_at(Handle *follow, const unsigned char *doorbell, uint64_t now_
 }
 
 /* look(follows, doorbell, fd) -> (indices, delay_ns): which of a sequence of Follows have news, and
- * in how many nanoseconds to look at the others again if nobody rings. For some seconds from here the
- * loop is rung when one of their leaders ends, too, unless `unwatch` takes that back. Before the look it
- * takes the rings from the loop's descriptor, unless that is -1: what rings after the look makes it
- * readable again. */
+ * in how many nanoseconds to look at the others again if nobody rings. For some seconds from here
+ * the loop is rung when one of their leaders ends, too, unless `unwatch` takes that back. Before
+ * the look it takes the rings from the loop's descriptor, unless that is -1: what rings after the
+ * look makes it readable again. */
 static PyObject *shm_look(PyObject *module, PyObject *args)
 {
     ModuleState *state = PyModule_GetState(module);

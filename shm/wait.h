@@ -9,9 +9,10 @@
  * the leader ends (watch.h), and an event loop is rung by a thread that does (watcher.h), tens of
  * microseconds later; both look now and then for what is no death: a leader that was stopped
  * between its last write and its posts, or that gave up without the lock. Where the kernel cannot
- * do that, the first waiter finds a death by looking, every 1% of the flight's age within bounds: after less than a millisecond in a young
- * flight, at a hundred looks a second at most in an old one. The other waiters look rarely, for
- * the case that the leader and the first waiter died together. */
+ * do that, the first waiter finds a death by looking, every 1% of the flight's age within bounds:
+ * after less than a millisecond in a young flight, at a hundred looks a second at most in an old
+ * one. The other waiters look rarely, for the case that the leader and the first waiter died
+ * together. */
 #define UF_WATCH_BACKSTOP_NS UINT64_C(50000000)
 #define UF_WATCH_MIN_NS UINT64_C(500000)
 #define UF_WATCH_MAX_NS UINT64_C(10000000)
