@@ -2,31 +2,18 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-static int write_all(int fd, const char *data, size_t bytes)
+/* write, not mmap: a full tmpfs is an error here, and would be a SIGBUS there. */
+static int transfer(int fd, char *data, size_t bytes, bool writes)
 {
     while (bytes > 0) {
-        /* write, not mmap: a full tmpfs is an error here, and would be a SIGBUS there. */
-        ssize_t done = write(fd, data, bytes);
-        if (done < 0 && errno != EINTR)
-            return errno;
-        if (done > 0) {
-            data += done;
-            bytes -= (size_t)done;
-        }
-    }
-    return 0;
-}
-
-static int read_all(int fd, char *data, size_t bytes)
-{
-    while (bytes > 0) {
-        ssize_t done = read(fd, data, bytes);
+        ssize_t done = writes ? write(fd, data, bytes) : read(fd, data, bytes);
         if (done == 0)
-            return EILSEQ; /* cut off since */
+            return EILSEQ; /* cut off since it was opened */
         if (done < 0 && errno != EINTR)
             return errno;
         if (done > 0) {
@@ -56,7 +43,7 @@ int uf_extra_write(const char *path, const void *data, size_t bytes)
         return errno;
     int error = fchmod(fd, 0600) != 0 ? errno : 0; /* whatever the umask took away */
     if (error == 0)
-        error = write_all(fd, data, bytes);
+        error = transfer(fd, (char *)data, bytes, true);
     close(fd);
     return error;
 }
@@ -66,7 +53,7 @@ int uf_extra_read(const char *path, void *data, size_t bytes)
     int fd, error = open_to_read(path, bytes, &fd);
     if (error != 0)
         return error;
-    error = read_all(fd, data, bytes);
+    error = transfer(fd, data, bytes, false);
     close(fd);
     return error;
 }
