@@ -74,6 +74,9 @@ struct actor {
     uint64_t owner;
 };
 
+/* Has two system calls fail in this process from here on, as a sandbox does. */
+void forbid_calls(int error, unsigned int one, unsigned int other);
+
 /* glibc counts sleepers in the second half of a sem_t. */
 unsigned int sleepers_of(sem_t *semaphore);
 /* Waits until a process, which sleeps on nothing else meanwhile, sleeps on the semaphore. */

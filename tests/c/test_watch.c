@@ -1,7 +1,4 @@
 /* Sleeping on a semaphore and on a leader's life at once, and what happens where that cannot be. */
-#include <linux/filter.h>
-#include <linux/seccomp.h>
-#include <stddef.h>
 #include <sys/syscall.h>
 #include <time.h>
 
@@ -193,15 +190,7 @@ static void a_life_lock_that_was_watched_can_be_released_and_claimed_again(void 
 /* What an older kernel, or a sandbox, answers. */
 static void forbid_waiting_for_two_words(void)
 {
-    struct sock_filter code[] = {
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_futex_waitv, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-    };
-    struct sock_fprog program = {.len = sizeof code / sizeof *code, .filter = code};
-    CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
-    CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
+    forbid_calls(ENOSYS, SYS_futex_waitv, SYS_futex_waitv);
 }
 
 static void where_the_kernel_cannot_watch_the_first_waiter_looks(void *unused)

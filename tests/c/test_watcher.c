@@ -1,8 +1,6 @@
 /* The thread that watches leaders for a process's event loops. */
 #include <dirent.h>
 #include <fcntl.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -429,26 +427,11 @@ static void loops_of_several_threads_come_and_go_while_leaders_end(void *unused)
     (void)unused;
 }
 
-/* What a limit on their number answers. */
-static void forbid_threads(void)
-{
-    struct sock_filter code[] = {
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 1, 0),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone3, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EAGAIN),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-    };
-    struct sock_fprog program = {.len = sizeof code / sizeof *code, .filter = code};
-    CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
-    CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
-}
-
 static void without_a_thread_loops_have_to_look(void *unused)
 {
     struct rig rig = rig_of(16);
     struct loop loop = loop_of(1);
-    forbid_threads();
+    forbid_calls(EAGAIN, SYS_clone, SYS_clone3); /* what a limit on threads answers */
     CHECK(!uf_watcher_add(&rig.table, rig.me.owner, loop.doorbell));
     CHECK(!uf_watcher_add(&rig.table, rig.me.owner, loop.doorbell));
     rig_end(&rig);
