@@ -4,9 +4,8 @@ The parent of both reads the clock, kills, and reaps the leader at once; unless 
 zombie until the successor has the flight. A leader has touched 2 MiB or 1 GiB of memory, besides
 the interpreter's: the kernel marks the mutexes of the dead before it frees their memory, and
 releases their file locks after that. The successor, a thread or a task of an event loop, sleeps
-when that happens. The floor is
-the kernel's own hand-over of a robust mutex under the same circumstances. The rows of a group
-take turns, and the first round of every turn does not count.
+when that happens. The floor is the kernel's own hand-over of a robust mutex under the same
+circumstances. The rows of a group take turns, and the first round of every turn does not count.
 """
 
 from __future__ import annotations

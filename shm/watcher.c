@@ -92,7 +92,7 @@ static struct loop *find_or_add_loop(const unsigned char *doorbell)
     return loop;
 }
 
-/* A life that is over is not replaced before its loops have been rung. */
+/* By what its word holds, too: the former life of that word stays until its loops have been rung. */
 static bool find_life(const struct uf_watch *life, uint32_t *found)
 {
     for (uint32_t i = 0; i < UF_MOST_WATCHED; i++)
