@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import itertools
 import os
 import signal
 import struct
 import subprocess
 import sys
-import threading
 import time
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from uniflight_mp.desk import Desk
 
 pytestmark = pytest.mark.shared
 
-MANY = 500  # flights
+MANY = 100  # flights
 can_watch = pytest.mark.skipif(not shm.can_watch(), reason="this kernel cannot wait for words")
 
 
@@ -157,16 +158,21 @@ def test_a_loop_finds_its_leaders_death_by_looking(table_name, hands, kind):
 
 
 def go_on_joining(name, kind, leader_pid):
-    """Follow one flight, kill its leader, and join others until it lands; whether it does."""
+    """Follow one flight, kill its leader, go on joining others until it lands; whether it does."""
 
     async def main():
-        merger, joined = AsyncMerger(name), []
+        merger, joined = AsyncMerger(name), deque()
         next_one = asyncio.create_task(merger.execute("key", asyncio.sleep, 0, "next"))
         await asyncio.sleep(0)
         os.kill(leader_pid, signal.SIGKILL)
-        while not next_one.done() and len(joined) < MANY:
-            joined.append(asyncio.create_task(merger.execute(len(joined), never)))
+        deadline = time.monotonic() + BOUND / 2
+        for number in itertools.cycle(range(MANY)):
+            if next_one.done() or time.monotonic() > deadline:
+                break
+            joined.append(asyncio.create_task(merger.execute(number, never)))
             await asyncio.sleep(0)
+            if len(joined) > MANY // 2:  # it has left its flight when its turn comes again
+                joined.popleft().cancel()
         for call in joined:
             call.cancel()
         return next_one.done()
@@ -176,25 +182,14 @@ def go_on_joining(name, kind, leader_pid):
 
 
 def test_a_loop_that_goes_on_joining_flights_does_not_put_off_its_looks(table_name, hands, kind):
-    sync, done = Merger(table_name), threading.Event()
+    sync = Merger(table_name)
     leader = hands.start(sync.execute, "key", time.sleep, 60, where="forked")
     wait_until(sync.flights)
-
-    def lead_many():
-        leads = [sync._begin(n) for n in range(MANY)]
-        led.set()
-        done.wait(BOUND)
-        for lead in leads:
-            lead.abandon()
-
-    led = threading.Event()
-    others = threading.Thread(target=lead_many)
-    others.start()
-    led.wait(BOUND)
+    leads = [sync._begin(number) for number in range(MANY)]
     follower = hands.start(go_on_joining, table_name, kind, leader.pid, where="forked")
     assert follower.result(), "a look was put off for as long as flights were joined"
-    done.set()
-    others.join()
+    for lead in leads:
+        lead.abandon()
 
 
 def threads():
