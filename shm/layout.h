@@ -58,7 +58,7 @@
 #include <stdint.h>
 
 #define UF_MAGIC UINT64_C(0x31504d7468676c66) /* "flghtMP1", little endian */
-#define UF_LAYOUT_VERSION 4u
+#define UF_LAYOUT_VERSION 5u
 #define UF_KEY_BYTES 128u      /* longest encoded key; longer ones arrive as a digest */
 #define UF_GROUP_SLOTS 64u     /* one bit each in `attached` */
 #define UF_MAX_GROUPS 1024u    /* 65,536 flights */
@@ -85,7 +85,8 @@ enum uf_payload {
                             * area holds the encoded ResultNotShareable that says why */
     UF_PAYLOAD_TOO_LARGE,  /* over limits.result_bytes, or no room for it: likewise */
     UF_PAYLOAD_DIED,       /* the leaders died too often: followers raise */
-    UF_PAYLOAD_EXTRA_BYTES,/* the value itself, which is bytes, in an extra segment */
+    UF_PAYLOAD_BYTES,      /* the value itself, which is bytes, in the slot's payload area */
+    UF_PAYLOAD_EXTRA_BYTES,/* likewise, in an extra segment */
     UF_PAYLOAD_KINDS
 };
 

@@ -100,8 +100,8 @@ static inline unsigned char *uf_payload(const struct uf_table *table, uint32_t s
 /* Whether a payload of that kind lies in the slot's payload area. */
 static inline bool uf_is_inline(uint32_t kind)
 {
-    return kind == UF_PAYLOAD_VALUE || kind == UF_PAYLOAD_ERROR || kind == UF_PAYLOAD_UNSHAREABLE ||
-           kind == UF_PAYLOAD_TOO_LARGE;
+    return kind == UF_PAYLOAD_VALUE || kind == UF_PAYLOAD_BYTES || kind == UF_PAYLOAD_ERROR ||
+           kind == UF_PAYLOAD_UNSHAREABLE || kind == UF_PAYLOAD_TOO_LARGE;
 }
 
 static inline bool uf_is_extra(uint32_t kind)

@@ -392,7 +392,7 @@ class BaseMerger:
         elif lead.finish(value):
             return
         try:
-            if self._is_payload(value) and len(value) > lead.inline_bytes:
+            if self._is_payload(value):
                 self._publish(lead, value, value)
             else:
                 self._publish(lead, value, self._encode(value, lead.result_bytes))
@@ -438,7 +438,9 @@ class BaseMerger:
             elif len(payload) > lead.inline_bytes:
                 self._publish_extra(lead, value, payload)
             else:
-                lead.publish(shm.PAYLOAD_VALUE, payload, value)
+                # Followers do not decode what has not been encoded.
+                kind = shm.PAYLOAD_BYTES if payload is value else shm.PAYLOAD_VALUE
+                lead.publish(kind, payload, value)
         except OSError as error:
             raise ResultTooLarge(
                 type_name(type(value)),
@@ -448,7 +450,6 @@ class BaseMerger:
 
     def _publish_extra(self, lead: Lead, value: object, payload: bytes | memoryview) -> None:
         extra = Extra.of(lead, lead.epoch)
-        # Followers do not decode what has not been encoded.
         kind = shm.PAYLOAD_EXTRA_BYTES if payload is value else shm.PAYLOAD_EXTRA
         try:
             lead.publish(kind, write_extra(extra, memoryview(payload)), value)
@@ -504,10 +505,10 @@ class BaseMerger:
             return {"value": local[0]}
         if kind == shm.PAYLOAD_VALUE:
             return {"value": self._codec.decode(memoryview(payload))}
-        if extra is not None:
-            if kind == shm.PAYLOAD_EXTRA:
-                return {"value": self._codec.decode(map_extra(extra, payload))}
-            content = read_extra(extra, payload)
+        if kind == shm.PAYLOAD_EXTRA and extra is not None:
+            return {"value": self._codec.decode(map_extra(extra, payload))}
+        if kind in (shm.PAYLOAD_BYTES, shm.PAYLOAD_EXTRA_BYTES):
+            content = payload if extra is None else read_extra(extra, payload)
             if not self._is_payload(content):
                 raise ValueError("it is bytes, and this process has another codec, or limit")
             return {"value": content}
