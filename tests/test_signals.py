@@ -106,7 +106,7 @@ def test_a_storm_of_signals_makes_no_wait_end_early_or_late(merger, hands, leadi
     ticks = multiprocessing.RawValue("i")
     took, waited = hands.start(wait_in_a_storm, merger, 0.5, ticks, where="forked").result()
     assert 0.5 <= waited <= took < 15
-    assert ticks.value > 50
+    assert ticks.value > 5
 
 
 def test_a_storm_of_signals_loses_no_wake_up(merger, hands, leading, followed, until):
@@ -218,7 +218,7 @@ def test_a_handler_that_raises_at_any_moment_loses_no_flight(table_name, hands, 
     Merger(table_name)
     call = hands.start(raise_at_any_moment, table_name, 200_000, strict, keep, where="forked")
     hits, values, in_use, where = call.result(60)
-    assert hits > 100
+    assert hits > 20
     assert values + hits == 200_000
     assert in_use == (0, 0), where
 
@@ -274,7 +274,7 @@ def test_a_handler_that_raises_at_any_moment_leaves_no_large_result_open(table_n
     calls = [hands.start(share_at_any_moment, table_name, 3_000, where="forked") for _ in range(3)]
     for call in calls:
         hits, left = call.result(60)
-        assert hits > 100
+        assert hits > 20
         assert left == []
 
 
@@ -295,7 +295,7 @@ def open_at_any_moment(table_name, rounds):
 
 @pytest.mark.shared
 def test_a_handler_that_raises_while_a_table_is_made_leaves_it_unlocked(table_name, hands):
-    assert hands.start(open_at_any_moment, table_name, 500, where="forked").result(60) > 50
+    assert hands.start(open_at_any_moment, table_name, 500, where="forked").result(60) > 20
 
 
 class StruckLead:
@@ -380,6 +380,7 @@ def interrupted_decode(merger):
 # ---- tasks and greenlets ----------------------------------------------------------------
 
 SECONDS = 2.0
+ENOUGH = 10  # strikes
 
 
 class Blow(BaseException):
@@ -417,12 +418,12 @@ def lead_most_of_the_time(merger, keys, until):
         thread.join()
 
 
-async def task_in_a_storm(merger, keys, until):
+async def task_in_a_storm(merger, keys, goes_on):
     async def give():
         return 1
 
     calls = 0
-    while time.monotonic() < until:
+    while goes_on():
         for key in (*keys, *keys[1:] * 20):  # mostly those that nobody leads for long
             calls += 1
             with suppress(Blow):
@@ -431,11 +432,15 @@ async def task_in_a_storm(merger, keys, until):
 
 
 def tasks_in_a_storm(name, keys, until):
+    def goes_on():
+        now = time.monotonic()
+        return now < until or (len(struck) <= ENOUGH and now < until + BOUND / 2)
+
     async def main():
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: troubles.append(repr(context)))
         with storm(handler, 0.002):
-            tasks = [task_in_a_storm(merger, keys, until) for _ in range(8)]
+            tasks = [task_in_a_storm(merger, keys, goes_on) for _ in range(8)]
             calls = sum(await asyncio.gather(*tasks))
         # What was struck is cleaned up a little later, and the process that leads has to end.
         while time.monotonic() < until + BOUND and (merger.flights() or any(usage(merger))):
@@ -460,7 +465,7 @@ def test_exceptions_raised_anywhere_in_a_task_lose_no_flight_and_stop_no_loop(me
     calls, struck, troubles, flights, in_use = storms.result()
     leader.result()
     assert calls > 50
-    assert struck > 10
+    assert struck > ENOUGH
     # What strikes the loop's own call of a desk is reported by the loop; it goes on.
     assert [trouble for trouble in troubles if "Blow" not in trouble] == []
     assert (flights, in_use) == ([], (0, 0))
