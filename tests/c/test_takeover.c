@@ -224,10 +224,12 @@ static void a_leader_that_outlives_its_lease_is_superseded_and_fenced(void *unus
     struct uf_remains remains;
     struct uf_result result = value_of("too late");
     struct actor one = actor_process(&rig.table), two = actor_process(&rig.table);
-    rig.me.lease_ns = 250 * MILLISECOND;
+    rig.me.lease_ns = 3600 * SECOND;
     CHECK_INT(rig_begin(&rig, "k", &flight), UF_LEADER);
     CHECK_INT(begin(&one, "k"), UF_FOLLOWER);
     CHECK_INT(begin(&two, "k"), UF_FOLLOWER);
+    /* Only now: who begins after its end does not follow. */
+    UF_STORE(uf_slot(&rig.table, flight.slot)->lease_end_ns, uf_now_ns() + 20 * MILLISECOND);
     CHECK_INT(await(&one), UF_LEADERLESS);
     CHECK_INT(take_over(&one), UF_LEADER);
     CHECK_INT(take_over(&two), UF_PENDING); /* the new leader has no lease */
