@@ -42,7 +42,7 @@ static bool is_rung_within(const struct loop *loop, int milliseconds)
 
 static bool is_rung(const struct loop *loop)
 {
-    bool rung = is_rung_within(loop, 10000);
+    bool rung = is_rung_within(loop, 30000);
     uf_take_rings(loop->fd);
     return rung;
 }
@@ -71,7 +71,7 @@ static int threads(void)
 
 static bool comes_to(int (*number)(void), int expected)
 {
-    for (int i = 0; i < 3000 && number() != expected; i++)
+    for (int i = 0; i < 10000 && number() != expected; i++)
         nanosleep(&(struct timespec){.tv_nsec = 10 * MILLISECOND}, NULL);
     return number() == expected;
 }
@@ -256,15 +256,16 @@ static void the_watcher_sleeps_on_while_loops_wait_for_leaders_that_it_knows(voi
     struct loop loop = loop_of(1);
     struct actor leaders[] = {actor_process(&rig.table), actor_process(&rig.table)};
     long before = 0;
+    uint64_t start_ns = uf_now_ns();
     for (int i = 0; i < 60; i++) {
         CHECK(watches(&rig, &leaders[i % 2], &loop));
         uf_watcher_forget_loop(loop.doorbell);
         nanosleep(&(struct timespec){.tv_nsec = 2 * MILLISECOND}, NULL);
-        if (i == 9)
-            before = sleeps_of_the_watcher();
+        while (i == 9 && (before = sleeps_of_the_watcher()) <= 0) /* it may start late */
+            nanosleep(&(struct timespec){.tv_nsec = 2 * MILLISECOND}, NULL);
     }
-    CHECK(before > 0);
-    CHECK(sleeps_of_the_watcher() - before < 25);
+    long rounds = (long)((uf_now_ns() - start_ns) / SECOND);
+    CHECK(sleeps_of_the_watcher() - before < 25 + rounds);
     actor_kill(&leaders[0]);
     actor_kill(&leaders[1]);
     rig_end(&rig);
