@@ -104,6 +104,7 @@ def test_when_the_leading_sync_worker_is_killed_the_others_get_the_value_by_one_
     sent = site.clients.send(*["/role/1"] * 4)
     leader_pid = site.table.wait_for_followers("1", 3).leader_pid
     assert leader_pid in site.gunicorn.workers()
+    wait_until(lambda: len(backend.requests) == 1, "the leader asks the backend")
 
     os.kill(leader_pid, signal.SIGKILL)
     wait_until(lambda: len(backend.requests) == 2, "a follower asks the backend anew")
@@ -130,6 +131,7 @@ def test_when_a_leading_gthread_worker_is_killed_only_its_own_requests_fail(
     backend.hold()
     sent = site.clients.send(*["/role/1"] * 40)
     leader_pid = site.table.wait_for_followers("1", 39).leader_pid
+    wait_until(lambda: len(backend.requests) == 1, "the leader asks the backend")
 
     os.kill(leader_pid, signal.SIGKILL)
     wait_until(lambda: len(backend.requests) == 2, "a follower asks the backend anew")
@@ -188,6 +190,7 @@ def test_a_frozen_leader_that_gunicorn_kills_for_its_timeout_is_replaced_by_a_fo
     backend.hold()
     sent = site.clients.send(*["/role/1"] * 8)
     leader_pid = site.table.wait_for_followers("1", 7).leader_pid
+    wait_until(lambda: len(backend.requests) == 1, "the leader asks the backend")
     os.kill(leader_pid, signal.SIGSTOP)  # ABRT does nothing to it, KILL does
     wait_until(lambda: len(backend.requests) == 2, "a follower asks the backend anew")
     backend.release()
