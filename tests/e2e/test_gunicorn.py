@@ -156,7 +156,7 @@ def assert_lost(replies: list[Reply], count: int) -> list[Reply]:
 def test_a_leader_that_gunicorn_aborts_for_its_timeout_is_replaced_by_a_follower(
     serve: Serve, backend: Backend
 ):
-    site = serve(*SYNC, "--timeout", "3")
+    site = serve(*SYNC, "--timeout", "6")
     assert_fresh_burst_works(site, backend)  # all four have booted
     backend.hold()
     sent = site.clients.send("/role/1")
@@ -165,7 +165,7 @@ def test_a_leader_that_gunicorn_aborts_for_its_timeout_is_replaced_by_a_follower
     # leader's is over and the followers' has only begun when the master looks.
     site.gunicorn.signal(signal.SIGSTOP)
     try:
-        wait_until(lambda: site.table.flights()[0].age > 3.2, "the leader is overdue")
+        wait_until(lambda: site.table.flights()[0].age > 6.2, "the leader is overdue")
         sent += site.clients.send(*["/role/1"] * 3)
         site.table.wait_for_followers("1", 3)
     finally:
@@ -186,7 +186,7 @@ def test_a_leader_that_gunicorn_aborts_for_its_timeout_is_replaced_by_a_follower
 def test_a_frozen_leader_that_gunicorn_kills_for_its_timeout_is_replaced_by_a_follower(
     serve: Serve, backend: Backend
 ):
-    site = serve(*GTHREAD, *THREADS_2, "--timeout", "2")
+    site = serve(*GTHREAD, *THREADS_2, "--timeout", "6")
     backend.hold()
     sent = site.clients.send(*["/role/1"] * 8)
     leader_pid = site.table.wait_for_followers("1", 7).leader_pid
