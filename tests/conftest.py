@@ -21,6 +21,7 @@ import threading
 import time
 import warnings
 
+import hypothesis
 import psutil
 import pytest
 from crew import Crew, Leader, Servers, wait_for_followers, wait_until
@@ -28,6 +29,12 @@ from crew import Crew, Leader, Servers, wait_for_followers, wait_until
 SHM_DIR = "/dev/shm"
 SESSION = f"t{os.getpid():x}"
 _numbers = itertools.count()
+
+# An example that took 200 ms says something about the machine, not about what is tested.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 
 # ---- calls that run somewhere else ------------------------------------------------------
