@@ -89,7 +89,8 @@ def test_when_the_first_follower_gives_up_the_next_one_still_sees_the_leader_die
 ):
     leader = hands.start(merger.execute, "key", time.sleep, 60, where="forked")
     until(merger.flights)
-    first = hands.start(merger.with_options(timeout=0.5).execute, "key", never, where="forked")
+    # Long enough for both to have come by then.
+    first = hands.start(merger.with_options(timeout=2).execute, "key", never, where="forked")
     followed(merger, 1)
     second = hands.start(merger.flight, "key", give, 1, where="forked")
     followed(merger, 2)
@@ -191,6 +192,6 @@ def test_a_leader_past_its_lease_may_not_join_itself(table_name):
 @pytest.mark.shared
 def test_overrun_leases_use_up_max_takeovers(table_name, hands, leading, followed, until):
     merger = Merger(table_name, lease=30, max_takeovers=0)
-    leading(merger.with_options(lease=0.3), "key")
+    leading(merger.with_options(lease=1), "key")  # whoever comes later starts a fresh flight
     error = hands.start(merger.execute, "key", never, where="forked").error()
     assert isinstance(error, LeaderDied)
