@@ -14,7 +14,8 @@ from crash_worker import EXTRA, SMALL
 from stage import Actor, Stage, until
 
 KEY = "key"
-SHORT = 0.4  # seconds a caller waits beside a stopped victim
+# Seconds a caller waits beside a stopped victim: enough for the others to come meanwhile.
+SHORT = 1.5
 
 
 class Strike:
@@ -278,7 +279,7 @@ def leaves_in_time(stage: Stage, strike: Strike) -> None:
     leader, victim, second = stage.enter("leader", "victim", "second")
     gate = stage.gate()
     source = leader.leads(KEY, gate=str(gate))
-    victim.call(KEY, arm=strike.when("before"), options={"timeout": 0.3})
+    victim.call(KEY, arm=strike.when("before"), options={"timeout": SHORT})
     stage.followers(2)
     second.call(KEY, options=strike.patience)
     strike.hits(victim)

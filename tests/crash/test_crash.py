@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from crash_worker import SMALL
-from scenarios import KEY, SCENARIOS, SHORT, Strike
+from scenarios import KEY, SCENARIOS, Strike
 
 from uniflight_mp import _shm
 
@@ -70,7 +70,7 @@ def test_the_others_live_on(stage, point, scenario, action):
 
 def a_newcomer_is_served_beside_the_stopped(stage):
     newcomer = stage.enter("newcomer")[0]
-    newcomer.call(KEY, size=SMALL, options={"timeout": SHORT, "on_timeout": "run"})
+    newcomer.call(KEY, size=SMALL, options={"timeout": 0.1, "on_timeout": "run"})
     assert newcomer.outcome()["what"] == "return"
 
 

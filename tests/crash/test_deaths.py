@@ -12,7 +12,7 @@ import pytest
 from scenarios import KEY, both_have
 from stage import SHM, until
 
-LEASE = 0.3
+LEASE = 2.0  # seconds; enough for two followers to come meanwhile
 
 
 def take_over(*actors):
