@@ -287,9 +287,7 @@ def shared(merger, hands, leading, followed, value):
 def test_a_result_of_up_to_inline_bytes_stays_in_the_table(
     table_name, hands, leading, followed, size, monkeypatch
 ):
-    import uniflight_mp.results
-
-    monkeypatch.delattr(uniflight_mp.results, "write_extra")
+    monkeypatch.delattr("uniflight_mp.base.write_extra")
     merger = Merger(table_name, codec=RawCodec(), limits=SMALL)
     outcome, got = shared(merger, hands, leading, followed, b"v" * size)
     assert len(outcome.value) == size
@@ -405,10 +403,14 @@ class Other:
         return bytes(payload)[::-1]
 
 
+SIZES = pytest.mark.parametrize("size", [1000, 10_000], ids=["inline", "extra"])
+
+
 @pytest.mark.shared
-@pytest.mark.parametrize("codec", [Other(), MsgpackCodec(max_bytes=9999)], ids=["other", "limited"])
-def test_large_bytes_are_nobodys_who_would_not_decode_them_so(
-    table_name, hands, leading, followed, codec
+@SIZES
+@pytest.mark.parametrize("codec", [Other(), MsgpackCodec(max_bytes=999)], ids=["other", "limited"])
+def test_bytes_are_nobodys_who_would_not_decode_them_so(
+    table_name, hands, leading, followed, codec, size
 ):
     merger = Merger(table_name)
     leader = leading(merger, "key")
@@ -416,25 +418,36 @@ def test_large_bytes_are_nobodys_who_would_not_decode_them_so(
         raw_flight, Merger(table_name, codec=codec), "key", give, b"own", where="forked"
     )
     followed(merger)
-    leader.finish(b"v" * 10_000)
+    leader.finish(b"v" * size)
     assert call.result() == (Role.SOLO, 3, b"o")
     assert merger.stats().solo["not_decodable"] == 1
     assert extra_segments(merger) == []
 
 
 @pytest.mark.shared
-def test_large_bytes_of_another_codec_go_through_it(table_name, hands, leading, followed):
-    merger = Merger(table_name, codec=Other())
-    outcome, got = shared(merger, hands, leading, followed, b"v" * 9999 + b"w")
-    assert outcome.value[-1:] == b"w"
-    assert got == [(Role.FOLLOWER, 10_000, b"v")] * 2
+@SIZES
+def test_bytes_are_published_as_they_are(table_name, hands, leading, followed, size):
+    merger = Merger(table_name)
+    _, got = shared(merger, hands, leading, followed, b"v" * size)
+    assert got == [(Role.FOLLOWER, size, b"v")] * 2
+    assert merger.stats().published_bytes == size
 
 
 @pytest.mark.shared
-def test_max_bytes_of_the_codec_holds_for_large_bytes(table_name, hands, leading, followed):
-    merger = Merger(table_name, codec=MsgpackCodec(max_bytes=9999))
-    with pytest.warns(RuntimeWarning, match="more than 9999"):
-        _, got = shared(merger, hands, leading, followed, b"v" * 10_000)
+@SIZES
+def test_bytes_of_another_codec_go_through_it(table_name, hands, leading, followed, size):
+    merger = Merger(table_name, codec=Other())
+    outcome, got = shared(merger, hands, leading, followed, b"v" * (size - 1) + b"w")
+    assert outcome.value[-1:] == b"w"
+    assert got == [(Role.FOLLOWER, size, b"v")] * 2
+
+
+@pytest.mark.shared
+@SIZES
+def test_max_bytes_of_the_codec_holds_for_bytes(table_name, hands, leading, followed, size):
+    merger = Merger(table_name, codec=MsgpackCodec(max_bytes=size - 1))
+    with pytest.warns(RuntimeWarning, match=f"more than {size - 1}"):
+        _, got = shared(merger, hands, leading, followed, b"v" * size)
     assert got == [(Role.SOLO, 3, b"o")] * 2
 
 
