@@ -227,7 +227,7 @@ static void wake_crowd_locked(struct uf_table *table, struct uf_wakes *wakes, st
 }
 
 static bool pass_on(struct uf_table *table, const struct uf_flight *flight,
-                    enum uf_patience patience, struct uf_bells *bells)
+                    enum uf_patience patience)
 {
     uint32_t group = uf_group_of(flight->slot);
     struct uf_slot *s = uf_slot(table, flight->slot);
@@ -240,26 +240,22 @@ static bool pass_on(struct uf_table *table, const struct uf_flight *flight,
         wake_next_locked(table, &wakes, s);
     uf_group_unlock(table, group);
     UF_CRASH_POINT(PASS_UNLOCKED);
-    uf_post_by(table, &wakes, bells);
+    uf_post(table, &wakes);
     return wakes.count > 0;
 }
 
 void uf_pass_on(struct uf_table *table, const struct uf_flight *flight)
 {
-    struct uf_bells bells = UF_BELLS;
-    pass_on(table, flight, UF_TRY, &bells);
-    uf_bells_close(&bells);
+    pass_on(table, flight, UF_TRY);
 }
 
 void uf_announce(struct uf_table *table, const struct uf_flight *flight,
                  const struct uf_wakes *wakes, uint32_t followers)
 {
-    struct uf_bells bells = UF_BELLS;
     uint32_t most = followers < UF_FIRST_WAKES ? followers : UF_FIRST_WAKES;
-    uf_post_by(table, wakes, &bells);
-    for (uint32_t posted = 1; posted < most && pass_on(table, flight, UF_WAIT, &bells);)
+    uf_post(table, wakes);
+    for (uint32_t posted = 1; posted < most && pass_on(table, flight, UF_WAIT);)
         posted++;
-    uf_bells_close(&bells);
 }
 
 /* Ends a flight whose leaders died too often: its waiters raise, the key is free. */

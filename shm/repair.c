@@ -120,9 +120,7 @@ void uf_group_repair_locked(struct uf_table *table, uint32_t group)
     /* Everybody, not only those the sweep has chosen: the dead holder may have committed
      * a flight's end and not posted anyone. Under the lock, because once it is released
      * in good order no one would repeat this. */
-    struct uf_bells bells = UF_BELLS;
     for (uint32_t i = 0; i < table->cells; i++)
         if (UF_LOAD(uf_cell(table, group, i)->owner) != 0)
-            uf_ring(&bells, uf_cell(table, group, i));
-    uf_bells_close(&bells);
+            uf_ring(uf_cell(table, group, i));
 }

@@ -31,19 +31,12 @@ void uf_wake_first_locked(struct uf_table *table, struct uf_wakes *wakes, struct
         uf_wake_locked(wakes, first - 1);
 }
 
-void uf_post_by(struct uf_table *table, const struct uf_wakes *wakes, struct uf_bells *bells)
-{
-    for (uint32_t i = 0; i < wakes->count; i++) {
-        uf_ring(bells, uf_cell(table, wakes->group, wakes->cell[i]));
-        UF_CRASH_POINT(POSTED_ONE);
-    }
-}
-
 void uf_post(struct uf_table *table, const struct uf_wakes *wakes)
 {
-    struct uf_bells bells = UF_BELLS;
-    uf_post_by(table, wakes, &bells);
-    uf_bells_close(&bells);
+    for (uint32_t i = 0; i < wakes->count; i++) {
+        uf_ring(uf_cell(table, wakes->group, wakes->cell[i]));
+        UF_CRASH_POINT(POSTED_ONE);
+    }
 }
 
 /* A fresh semaphore rather than a drained one: an owner that was killed in its sleep has left

@@ -28,7 +28,6 @@ static inline void uf_wakes_init(struct uf_wakes *wakes, uint32_t group)
 void uf_wake_locked(struct uf_wakes *wakes, uint32_t cell);
 void uf_wake_first_locked(struct uf_table *table, struct uf_wakes *wakes, struct uf_slot *slot);
 void uf_post(struct uf_table *table, const struct uf_wakes *wakes);
-void uf_post_by(struct uf_table *table, const struct uf_wakes *wakes, struct uf_bells *bells);
 
 /* UF_OK and a linked cell owned by `owner`, or UF_NO_CELL. `doorbell`: of the owner's event
  * loop; NULL for a thread that blocks. */

@@ -138,11 +138,10 @@ static unsigned int list_words(struct uf_word words[UF_MOST_WORDS])
 }
 
 /* Forgets the lives that are over. With the lock, so that no child is forked meanwhile: it would
- * inherit the socket that rings, and never close it. */
+ * inherit a socket that was opened to ring, and never close it. */
 static void tell_of_the_dead(void)
 {
     bool concerned[MOST_LOOPS] = {false};
-    struct uf_bells bells = UF_BELLS;
     for (uint32_t i = 0; i < UF_MOST_WATCHED; i++) {
         if (!is_over(i))
             continue;
@@ -154,8 +153,7 @@ static void tell_of_the_dead(void)
     }
     for (uint32_t l = 0; l < MOST_LOOPS; l++)
         if (concerned[l])
-            uf_ring_loop(&bells, loops[l].doorbell);
-    uf_bells_close(&bells);
+            uf_ring_loop(loops[l].doorbell);
 }
 
 /* A loop that waits for a leader names it at each of its looks. For those that it has not named for

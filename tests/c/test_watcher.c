@@ -1,51 +1,13 @@
 /* The thread that watches leaders for a process's event loops. */
 #include <dirent.h>
-#include <fcntl.h>
-#include <poll.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <time.h>
 
-#include "../../shm/bell.h"
 #include "../../shm/futex.h"
 #include "../../shm/watcher.h"
+#include "loop.h"
 #include "rig.h"
-
-/* A loop, as far as it can be rung. */
-struct loop {
-    int fd;
-    unsigned char doorbell[UF_DOORBELL_BYTES];
-};
-
-static struct loop loop_of(unsigned char number)
-{
-    struct loop loop = {.fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_NONBLOCK, 0)};
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    static const char prefix[] = "uniflight-";
-    pid_t pid = getpid();
-    memcpy(loop.doorbell, &pid, sizeof pid);
-    loop.doorbell[sizeof pid] = number;
-    memcpy(address.sun_path + 1, prefix, sizeof prefix - 1);
-    memcpy(address.sun_path + sizeof prefix, loop.doorbell, UF_DOORBELL_BYTES);
-    socklen_t length = offsetof(struct sockaddr_un, sun_path) + sizeof prefix + UF_DOORBELL_BYTES;
-    CHECK(loop.fd >= 0 && bind(loop.fd, (struct sockaddr *)&address, length) == 0);
-    return loop;
-}
-
-static bool is_rung_within(const struct loop *loop, int milliseconds)
-{
-    struct pollfd ready = {.fd = loop->fd, .events = POLLIN};
-    return poll(&ready, 1, milliseconds) == 1;
-}
-
-static bool is_rung(const struct loop *loop)
-{
-    bool rung = is_rung_within(loop, 30000);
-    uf_take_rings(loop->fd);
-    return rung;
-}
 
 /* Who would be rung would have been by then: another loop that waited for the same was. */
 static bool is_quiet(const struct loop *loop)
@@ -336,41 +298,6 @@ static void a_forked_child_has_a_watcher_of_its_own(void *unused)
     (void)unused;
 }
 
-static int descriptors(void)
-{
-    int count = 0;
-    for (int fd = 0; fd < 100; fd++)
-        count += fcntl(fd, F_GETFD) != -1;
-    return count;
-}
-
-/* Another thread than the one that rings forks: the child has what the parent had before. */
-static void a_child_forked_while_the_watcher_rings_inherits_no_socket(void *unused)
-{
-    pthread_atfork(uf_watcher_before_fork, uf_watcher_after_fork_in_parent,
-                   uf_watcher_after_fork_in_child);
-    struct rig rig = rig_of(16);
-    struct loop loop = loop_of(1);
-    for (int i = 0; i < 500; i++) {
-        struct actor leader = actor_thread(&rig.table);
-        CHECK(watches(&rig, &leader, &loop));
-        int status = 0, before = descriptors();
-        tell(&leader, &(struct order){.act = ACT_RELEASE});
-        for (int forks = 0; status == 0 && (forks == 0 || !is_rung_within(&loop, 0)); forks++) {
-            pid_t child = fork();
-            if (child == 0)
-                _exit(descriptors() == before ? 0 : 1);
-            CHECK(waitpid(child, &status, 0) == child);
-        }
-        CHECK_INT(status, 0);
-        hear(&leader);
-        uf_take_rings(loop.fd);
-        actor_exit(&leader);
-    }
-    rig_end(&rig);
-    (void)unused;
-}
-
 static void count_it(int signal)
 {
     (void)signal;
@@ -459,7 +386,6 @@ int main(int count, char **unused)
     RUN(more_loops_than_can_be_watched_for_have_to_look);
     RUN(the_thread_ends_when_nobody_waits_and_comes_back);
     RUN(a_forked_child_has_a_watcher_of_its_own);
-    RUN(a_child_forked_while_the_watcher_rings_inherits_no_socket);
     RUN(signals_are_left_to_other_threads);
     RUN(without_a_thread_loops_have_to_look);
     return report();
