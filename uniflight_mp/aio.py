@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import weakref
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable
@@ -23,6 +24,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+_task_of: Callable[[asyncio.AbstractEventLoop], object] = asyncio.current_task
+if sys.version_info < (3, 12):
+    # There it is this look-up in Python, and takes 0.07 us longer. 3.10 and 3.11 get security
+    # fixes only, so that it will stay where it is.
+    _task_of = asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]
+
+
 class _AsyncioReactor:
     """What a desk needs of a loop of asyncio, or of uvloop."""
 
@@ -32,7 +40,7 @@ class _AsyncioReactor:
         self.add_reader = loop.add_reader
         self.remove_reader = loop.remove_reader
         self.is_closed = loop.is_closed
-        self.caller: Callable[[], object] = partial(asyncio.current_task, loop)
+        self.caller: Callable[[], object] = partial(_task_of, loop)
 
 
 def _no_desk() -> None:
