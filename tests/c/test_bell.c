@@ -1,6 +1,7 @@
 /* The socket that a process rings its peers' loops with. */
 #include <fcntl.h>
 #include <pthread.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 #include "loop.h"
@@ -103,6 +104,10 @@ static void loops_that_do_not_run_take_no_ring_from_others(void *unused)
 static void without_a_descriptor_nobody_is_rung_and_nothing_breaks(void *unused)
 {
     struct loop loop = loop_of(1);
+    struct rlimit limit;
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    limit.rlim_cur = MOST;
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
     int taken = -1;
     for (int fd = 0; fd >= 0; fd = dup(loop.fd))
         taken = fd;
