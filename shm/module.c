@@ -317,14 +317,6 @@ static PyObject *follow_leave(Handle *self, PyObject *const *args, Py_ssize_t co
     return PyBool_FromLong(remains.extra_segment);
 }
 
-/* poll() -> status, at once. */
-static PyObject *follow_poll(Handle *self, PyObject *Py_UNUSED(unused))
-{
-    if (!is_mine(self))
-        return PyLong_FromLong(UF_DAMAGED);
-    return PyLong_FromLong(uf_poll(core(self), &self->flight, self->owner, uf_now_ns()));
-}
-
 static bool parse_u64(PyObject *number, uint64_t none, uint64_t *result)
 {
     if (number == Py_None) {
@@ -401,7 +393,7 @@ static PyObject *follow_takeover(Handle *self, PyObject *args)
     return Py_NewRef((PyObject *)self);
 }
 
-/* take() -> (kind, payload, value, followers, takeovers, leader_pid, epoch).  payload is a copy
+/* take() -> (kind, payload, value, epoch, (followers, takeovers, leader_pid)).  payload is a copy
  * (bytes) of an inline one, (bytes, sum) of an extra one, None else; value is (object,) if the
  * leader published from this process, None else.  kind 0: the payload fails its checksum. */
 static PyObject *follow_take(Handle *self, PyObject *Py_UNUSED(unused))
@@ -430,9 +422,9 @@ static PyObject *follow_take(Handle *self, PyObject *Py_UNUSED(unused))
         Py_XDECREF(value);
         return NULL;
     }
-    return Py_BuildValue("iNNIIIK", (int)view.kind, payload, value, (unsigned)view.followers,
-                         (unsigned)view.takeovers, (unsigned)view.leader_pid,
-                         (unsigned long long)view.epoch);
+    return Py_BuildValue("iNNK(III)", (int)view.kind, payload, value,
+                         (unsigned long long)view.epoch, (unsigned)view.followers,
+                         (unsigned)view.takeovers, (unsigned)view.leader_pid);
 }
 
 static bool is_joinable(Handle *self)
@@ -497,7 +489,6 @@ static PyMethodDef lead_methods[] = {
 static PyMethodDef follow_methods[] = {
     {"wait", (PyCFunction)follow_wait, METH_O,
      PyDoc_STR("wait(deadline_ns): block until there is something to do; a status.")},
-    {"poll", (PyCFunction)follow_poll, METH_NOARGS, PyDoc_STR("Look once; a status.")},
     {"take", (PyCFunction)follow_take, METH_NOARGS, PyDoc_STR("What a DONE flight holds.")},
     {"takeover", (PyCFunction)follow_takeover, METH_VARARGS,
      PyDoc_STR("takeover(lease_ns, max_takeovers): a Lead, or a status.")},
@@ -1056,8 +1047,8 @@ static PyObject *shm_attach(PyObject *module, PyObject *args)
     return new_table(state, mapping, path, encode, read_only);
 }
 
-/* What `look` finds out about one flight; whether it has news. */
-static bool look_at(Handle *follow, const unsigned char *doorbell, uint64_t now_ns,
+/* What `look` finds out about one flight: UF_PENDING, or news. */
+static enum uf_status look_at(Handle *follow, const unsigned char *doorbell, uint64_t now_ns,
                     uint64_t *next_ns)
 {
     enum uf_status status = UF_DAMAGED;
@@ -1065,15 +1056,15 @@ static bool look_at(Handle *follow, const unsigned char *doorbell, uint64_t now_
         status = uf_poll(core(follow), &follow->flight, follow->owner, now_ns);
     if (status == UF_DONE)
         uf_pass_on(core(follow), &follow->flight);
-    if (status != UF_PENDING)
-        return true;
-    uint64_t look_ns = uf_next_look_of_loop(core(follow), &follow->flight, doorbell, now_ns);
-    *next_ns = look_ns < *next_ns ? look_ns : *next_ns;
-    return false;
+    if (status == UF_PENDING) {
+        uint64_t look_ns = uf_next_look_of_loop(core(follow), &follow->flight, doorbell, now_ns);
+        *next_ns = look_ns < *next_ns ? look_ns : *next_ns;
+    }
+    return status;
 }
 
-/* look(follows, doorbell, fd) -> (indices, delay_ns): which of a sequence of Follows have news, and
- * in how many nanoseconds to look at the others again if nobody rings. For some seconds from here
+/* look(follows, doorbell, fd) -> ([(follow, status), ...], delay_ns): which of the Follows have news,
+ * and in how many nanoseconds to look at the others again if nobody rings. For some seconds from here
  * the loop is rung when one of their leaders ends, too, unless `unwatch` takes that back. Before
  * the look it takes the rings from the loop's descriptor, unless that is -1: what rings after the
  * look makes it readable again. */
@@ -1091,27 +1082,28 @@ static PyObject *shm_look(PyObject *module, PyObject *args)
     if (fd >= 0)
         uf_take_rings(fd);
     uint64_t now_ns = uf_now_ns(), next_ns = now_ns + UF_WATCH_OTHERS_NS;
-    PyObject *sequence = PySequence_Fast(follows, "look takes a sequence of Follows");
-    PyObject *indices = sequence ? PyList_New(0) : NULL;
+    PyObject *sequence = PySequence_Fast(follows, "look takes Follows");
+    PyObject *news = sequence ? PyList_New(0) : NULL;
     Py_ssize_t count = sequence ? PySequence_Fast_GET_SIZE(sequence) : 0;
-    for (Py_ssize_t i = 0; indices && i < count; i++) {
+    for (Py_ssize_t i = 0; news && i < count; i++) {
         Handle *follow = (Handle *)PySequence_Fast_GET_ITEM(sequence, i);
         if (Py_TYPE(follow) != state->follow_type) {
-            PyErr_SetString(PyExc_TypeError, "look takes a sequence of Follows");
-            Py_CLEAR(indices);
+            PyErr_SetString(PyExc_TypeError, "look takes Follows");
+            Py_CLEAR(news);
             break;
         }
-        if (!look_at(follow, doorbell, now_ns, &next_ns))
+        enum uf_status status = look_at(follow, doorbell, now_ns, &next_ns);
+        if (status == UF_PENDING)
             continue;
-        PyObject *index = PyLong_FromSsize_t(i);
-        if (!index || PyList_Append(indices, index) != 0)
-            Py_CLEAR(indices);
-        Py_XDECREF(index);
+        PyObject *entry = Py_BuildValue("Oi", follow, (int)status);
+        if (!entry || PyList_Append(news, entry) != 0)
+            Py_CLEAR(news);
+        Py_XDECREF(entry);
     }
     Py_XDECREF(sequence);
-    if (!indices)
+    if (!news)
         return NULL;
-    return Py_BuildValue("NK", indices, (unsigned long long)(next_ns - now_ns));
+    return Py_BuildValue("NK", news, (unsigned long long)(next_ns - now_ns));
 }
 
 /* unwatch(doorbell): no leader's end rings that loop from here on. */

@@ -85,13 +85,13 @@ class Landed(NamedTuple):
     """What a flight left for its followers: taken once, given to each that waited with it."""
 
     value: object = None
+    followers: int = 0
+    takeovers: int = 0
+    leader_pid: int = 0
     failure: bytes | None = None  # an encoded exception; each follower raises one of its own
     solo: str | None = None  # why the followers run the function themselves
     problem: Exception | None = None  # what a strict follower raises instead
     died: bool = False
-    followers: int = 0
-    takeovers: int = 0
-    leader_pid: int = 0
 
     def has_value(self) -> bool:
         """Whether the leader's value is there for its followers."""
@@ -473,53 +473,59 @@ class BaseMerger:
             if isinstance(step, Lead):
                 return step
             status = step
-        if status == shm.PENDING:
-            return None
         if status == shm.DONE:
             return self._take(follow)
+        if status == shm.PENDING:
+            return None
         follow.leave()
         return Landed(solo=_reason(status))
 
     def _take(self, follow: Follow) -> Landed:
         """Take what the leader left, and leave the flight."""
-        kind, payload, local, followers, takeovers, leader_pid, epoch = follow.take()
+        kind, payload, local, epoch, who = follow.take()
         is_extra = kind in (shm.PAYLOAD_EXTRA, shm.PAYLOAD_EXTRA_BYTES)
         extra = Extra.of(follow, epoch) if is_extra else None
-        found: dict[str, Any] = {"solo": "damaged"}  # unless something better is found
+        landed = Landed(None, *who, solo="damaged")  # unless something better is found
         try:
-            found = self._open(kind, payload, local, extra)
+            landed = self._open(kind, payload, local, extra, who)
         except Exception as error:
-            problem = self._not_decodable(error, leader_pid)
-            found = {"solo": "not_decodable", "problem": problem}
+            problem = self._not_decodable(error, landed.leader_pid)
+            landed = Landed(None, *who, solo="not_decodable", problem=problem)
         finally:
-            last = follow.leave() if "solo" in found else follow.leave(shm.LEAVING_SERVED)
+            last = follow.leave(shm.LEAVING_SERVED if landed.solo is None else 0)
             if last and extra:
                 extra.remove()
-        return Landed(followers=followers, takeovers=takeovers, leader_pid=leader_pid, **found)
+        return landed
 
     def _open(
-        self, kind: int, payload: Any, local: tuple[object] | None, extra: Extra | None
-    ) -> dict[str, Any]:
-        """Return the fields of ``Landed`` that depend on what the leader published."""
+        self,
+        kind: int,
+        payload: Any,
+        local: tuple[object] | None,
+        extra: Extra | None,
+        who: tuple[int, int, int],
+    ) -> Landed:
+        """Return what the leader published; ``who``: followers, takeovers, the leader's pid."""
         if local is not None:
-            return {"value": local[0]}
-        if kind == shm.PAYLOAD_VALUE:
-            return {"value": self._codec.decode(memoryview(payload))}
-        if kind == shm.PAYLOAD_EXTRA and extra is not None:
-            return {"value": self._codec.decode(map_extra(extra, payload))}
+            return Landed(local[0], *who)
         if kind in (shm.PAYLOAD_BYTES, shm.PAYLOAD_EXTRA_BYTES):
             content = payload if extra is None else read_extra(extra, payload)
             if not self._is_payload(content):
                 raise ValueError("it is bytes, and this process has another codec, or limit")
-            return {"value": content}
+            return Landed(content, *who)
+        if kind == shm.PAYLOAD_VALUE:
+            return Landed(self._codec.decode(memoryview(payload)), *who)
+        if kind == shm.PAYLOAD_EXTRA and extra is not None:
+            return Landed(self._codec.decode(map_extra(extra, payload)), *who)
         if kind == shm.PAYLOAD_ERROR:
-            return {"failure": payload}
+            return Landed(None, *who, failure=payload)
         if kind == shm.PAYLOAD_DIED:
-            return {"died": True}
+            return Landed(None, *who, died=True)
         if kind in (shm.PAYLOAD_UNSHAREABLE, shm.PAYLOAD_TOO_LARGE):
             reason = "too_large" if kind == shm.PAYLOAD_TOO_LARGE else "not_shareable"
-            return {"solo": reason, "problem": decode_failure(payload, self._codec)}
-        return {"solo": "damaged"}
+            problem = decode_failure(payload, self._codec)
+            return Landed(None, *who, solo=reason, problem=problem)
+        return Landed(None, *who, solo="damaged")
 
     def _not_decodable(self, error: Exception, leader_pid: int) -> ResultNotShareable:
         text = attempt(lambda: clip(str(error), 500), show(error))  # of the user's codec

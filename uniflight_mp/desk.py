@@ -345,22 +345,21 @@ class Desk:
         """
         delay = _FIRST_LOOK
         try:
-            follows = list(self._followed)
-            ready, delay_ns = shm.look(follows, self._doorbell, bell)
-            for index in ready:
-                flight = self._followed.get(follows[index])
+            news, delay_ns = shm.look(self._followed, self._doorbell, bell)
+            for follow, status in news:
+                flight = self._followed.get(follow)
                 if flight is not None:
-                    self._act(flight, follows[index])
+                    self._act(flight, follow, status)
             if self._leased:
                 delay_ns = min(delay_ns, self._look_at_leases())
-            delay = max(delay_ns / 1e9, len(follows) * _REST, _FIRST_LOOK)
+            delay = max(delay_ns / 1e9, len(self._followed) * _REST, _FIRST_LOOK)
             if self._followed and self._socket is None:
                 self._open_bell()  # and look once more: nobody could ring until now
                 delay = min(delay, _DEAF_LOOK)
         finally:  # whatever a codec or a signal handler raised: those who wait are looked after
             self._set_timer(delay)
 
-    def _act(self, flight: LocalFlight, follow: Follow) -> None:
+    def _act(self, flight: LocalFlight, follow: Follow, status: int) -> None:
         if not flight.tickets:  # an exception struck the one who was to wait
             self._close(flight)
             follow.leave()
@@ -369,7 +368,7 @@ class Desk:
         if heir is None:
             return  # all who wait are about to leave
         ticket, merger = heir
-        step = merger._advance(follow, follow.poll())
+        step = merger._advance(follow, status)
         if isinstance(step, Lead):
             self._unwatch(flight)
             lease_ns = merger._options.lease_ns
@@ -418,8 +417,8 @@ class Desk:
         if self._socket is None:
             self._open_bell()
         # The flight may have landed before the socket had its name.
-        ready, delay_ns = shm.look([follow], self._doorbell, -1)
-        delay = 0.0 if ready else delay_ns / 1e9
+        news, delay_ns = shm.look([follow], self._doorbell, -1)
+        delay = 0.0 if news else delay_ns / 1e9
         self._look_within(delay if self._socket is not None else min(delay, _DEAF_LOOK))
 
     def _open_bell(self) -> None:
