@@ -259,6 +259,7 @@ def test_cancelled_followers_leave_the_flight_alone_and_their_room_free(run, tab
         tasks[4].cancel()
         await asyncio.sleep(0)
         assert sync.flights()[0].followers == 0
+        await asyncio.sleep(0)
         assert merger._desk()._timer is None
 
     run(main())

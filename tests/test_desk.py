@@ -393,6 +393,26 @@ def test_a_loop_without_a_descriptor_for_its_bell_looks_for_itself(
     there.close()
 
 
+def test_a_loop_that_must_look_for_itself_goes_from_one_flight_to_the_next(
+    new_loop, table_name, leading, hands
+):
+    sync, keys = Merger(table_name), ["one", "two", "three"]
+    leaders = [leading(sync, key) for key in keys]
+
+    def child(merger):
+        async def main():
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+            return [await merger.execute(key, never) for key in keys]
+
+        return run(new_loop(), main())
+
+    call = hands.start(child, AsyncMerger(table_name), where="forked")
+    for key, leader in zip(keys, leaders, strict=True):
+        wait_for_followers(sync, key=key)
+        leader.finish(key)
+    assert call.result() == keys
+
+
 def test_a_bell_is_made_as_soon_as_there_is_a_descriptor(new_loop, table_name, leading, hands):
     def child(merger):
         async def main():

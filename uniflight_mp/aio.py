@@ -37,6 +37,7 @@ class _AsyncioReactor:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.ticket: Callable[[], asyncio.Future[Any]] = loop.create_future
         self.call_later = loop.call_later
+        self.call_soon = loop.call_soon
         self.add_reader = loop.add_reader
         self.remove_reader = loop.remove_reader
         self.is_closed = loop.is_closed

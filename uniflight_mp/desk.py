@@ -76,6 +76,7 @@ class Reactor(Protocol):
 
     def ticket(self) -> Ticket: ...
     def call_later(self, seconds: float, callback: Callable[[], None], /) -> Timer: ...
+    def call_soon(self, callback: Callable[[], None], /) -> object: ...
     def add_reader(self, fd: int, callback: Callable[[], None], /) -> object: ...
     def remove_reader(self, fd: int, /) -> object: ...
     def caller(self) -> object: ...
@@ -289,20 +290,18 @@ class Desk:
         follow, flight.follow = flight.follow, None
         if follow is not None:
             self._followed.pop(follow, None)
-            if not self._followed:
-                self._stop_listening_soon()
         self._leased.discard(flight)
-        if not self._followed and not self._leased:
-            self._stop_timer()
+        if not self._followed:
+            self._rest_soon()
 
     def _settle(self, flight: LocalFlight, result: Landed | Retry) -> None:
         try:
-            self._close(flight)
             if not self.reactor.is_closed():
                 for ticket in list(flight.tickets):
                     if not ticket.done():
                         ticket.set_result(result)
             flight.tickets = _NOBODY
+            self._close(flight)
         except BaseException:  # of a signal handler: the rest must not wait for ever
             self.reactor.call_later(0, partial(self._settle, flight, result))
             raise
@@ -320,10 +319,11 @@ class Desk:
 
     def _heir(self, flight: LocalFlight) -> tuple[Ticket, BaseMerger] | None:
         """Return the first local follower that still waits, and by whose options it would lead."""
-        if self.reactor.is_closed():
-            return None
-        waiting = (entry for entry in flight.tickets.items() if not entry[0].done())
-        return next(waiting, None)
+        if not self.reactor.is_closed():
+            for entry in flight.tickets.items():
+                if not entry[0].done():
+                    return entry
+        return None
 
     def _appoint(self, flight: LocalFlight, lead: Lead, heir: Ticket) -> None:
         # The ticket stands for the task that it wakes, until that task runs. In this order, an
@@ -406,7 +406,7 @@ class Desk:
             if former is not None:  # last: better two timers than none, if a signal handler raises
                 former.cancel()
         else:
-            self._stop_timer()
+            self._look_at = 0.0  # a timer that is left is not counted on any more
 
     def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None
@@ -435,16 +435,19 @@ class Desk:
         else:
             self._socket = bell
 
-    def _stop_listening_soon(self) -> None:
-        """Close the bell, which takes 10 us: those whose flight has landed are to go on first."""
+    def _rest_soon(self) -> None:
+        """Rest behind those whose flight has landed: it takes 10 us, and they are to go on."""
         if self.reactor.is_closed():
-            self._stop_listening()
-        elif self._socket is not None:
-            self.reactor.call_later(0, self._stop_listening)
+            self._rest()
+        elif self._socket is not None or self._timer is not None:
+            self.reactor.call_soon(self._rest)
 
-    def _stop_listening(self) -> None:
+    def _rest(self) -> None:
+        """Stop what only those who wait need: the timer, and the bell."""
         if self._followed:  # again
             return
+        if not self._leased:
+            self._stop_timer()
         bell, self._socket = self._socket, None
         shm.unwatch(self._doorbell)
         if bell is not None:
@@ -470,7 +473,7 @@ class Desk:
                 lead.abandon()
             if follow is not None:
                 follow.leave()
-        self._stop_listening()
+        self._rest()
 
     def forget_parent(self) -> None:
         """In a forked child: all flights are the parent's, and so is the bell.

@@ -67,6 +67,9 @@ class _GreenReactor:
     def call_later(self, seconds: float, callback: Callable[[], None], /) -> _GreenTimer:
         return _GreenTimer(self._hub, seconds, callback)
 
+    def call_soon(self, callback: Callable[[], None], /) -> object:
+        return self._hub.loop.run_callback(callback)
+
     def add_reader(self, fd: int, callback: Callable[[], None], /) -> None:
         watcher = self._readers[fd] = self._hub.loop.io(fd, 1)
         watcher.start(callback)
